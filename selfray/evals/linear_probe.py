@@ -1,0 +1,570 @@
+"""Linear probes on frozen features: every target and every penalty solved together.
+
+Findings and sex are logistic regressions, age, weight and BMI ridge regressions. Both are fitted
+on the training split; the penalty is chosen on the validation split, for each target by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfray.errors import InputError
+from selfray.evals.metrics import auroc_by_column, r2_by_column
+
+# Penalties on standardised features. The range was chosen so that the best penalty of 384 features
+# of 300 to 30,000 images falls inside it.
+STRENGTHS: tuple[float, ...] = tuple(float(s) for s in np.logspace(-2, 5, 15))
+REAL_TARGETS = ("age_years", "weight_kg", "bmi")
+
+_HISTORY = 10  # pairs kept by L-BFGS
+_ELEMENTS = 4_000_000  # logits in memory at once (rows x problems); bounds every temporary
+
+
+@dataclass(frozen=True)
+class Standardizer:
+    """The shift and scale that give the training split mean 0 and standard deviation 1.
+
+    Attributes:
+        mean: [D] float64.
+        scale: [D] float64, 1 where a feature is constant.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, features: np.ndarray | Tensor) -> Standardizer:
+        """Measure the training split.
+
+        Args:
+            features: [N, D].
+
+        Raises:
+            InputError: No rows, or a value that is not finite.
+        """
+        features = _matrix(features)
+        scale = features.std(dim=0, correction=0)
+        mean = features.mean(dim=0)
+        # A feature that varies only by rounding is constant; dividing by it would make noise of it.
+        constant = scale <= 1e-7 * mean.abs().clamp(min=1e-30)
+        return cls(mean, torch.where(constant, torch.ones_like(scale), scale))
+
+    def __call__(self, features: np.ndarray | Tensor) -> Tensor:
+        """Standardise features [N, D]; float64."""
+        return (_matrix(features) - self.mean) / self.scale
+
+
+@dataclass(frozen=True)
+class LogisticProbe:
+    """Logistic regressions for each penalty and target.
+
+    Attributes:
+        weights: [S, T, D] float64; NaN for targets that are not defined.
+        biases: [S, T] float64.
+        defined: bool [T]; False where the training labels hold one class only.
+        steps: Solver steps of the slowest problem.
+    """
+
+    weights: Tensor
+    biases: Tensor
+    defined: Tensor
+    steps: int
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits [N, S, T] of features [N, D]."""
+        return _affine(features, self.weights, self.biases)
+
+
+@dataclass(frozen=True)
+class RidgeProbe:
+    """Ridge regressions for each penalty and target.
+
+    Attributes:
+        weights: [S, T, D] float64; NaN for targets that are not defined.
+        biases: [S, T] float64.
+        defined: bool [T]; False where fewer than two different training values are known.
+    """
+
+    weights: Tensor
+    biases: Tensor
+    defined: Tensor
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Predictions [N, S, T] of features [N, D]."""
+        return _affine(features, self.weights, self.biases)
+
+
+def fit_logistic(
+    features: np.ndarray | Tensor,
+    labels: np.ndarray | Tensor,
+    strengths: Sequence[float],
+    *,
+    tolerance: float = 1e-7,
+    max_steps: int = 1000,
+) -> LogisticProbe:
+    """Fit a logistic regression for each target and penalty, all in one batched solve.
+
+    The objective is scikit-learn's `LogisticRegression(C=1 / strength)`: the sum over labelled rows
+    of the log-loss, plus strength / 2 times the squared norm of the weights; the intercept is free.
+
+    Solved by L-BFGS in the eigenbasis of the features' covariance, where the Hessian at the start
+    is diagonal and known: its inverse is the first guess of every problem's inverse Hessian. The
+    line search costs no matrix product, because logits are linear along a direction.
+
+    Args:
+        features: [N, D], standardised.
+        labels: [N, T]: 1, 0, or NaN where it is not known.
+        strengths: S penalties, each > 0.
+        tolerance: Stop when the loss that is left to gain is below this fraction of the loss.
+        max_steps: Stop then in any case.
+
+    Raises:
+        InputError: Features that are not finite, labels other than 1, 0 and NaN, a penalty <= 0.
+
+    Reference:
+        Nocedal & Wright, Numerical Optimization, 2nd ed., algorithm 7.4 (two-loop recursion).
+    """
+    features, labels = _matrix(features), _as_float64(labels)
+    _require_strengths(strengths)
+    known = ~labels.isnan()
+    values = torch.nan_to_num(labels)
+    if not bool(((values == 0) | (values == 1)).all()):
+        raise InputError("probe labels hold a value other than 1, 0 and null. Binarise them first.")
+    positives, counts = (values * known).sum(dim=0), known.sum(dim=0)
+    defined = (positives > 0) & (positives < counts)
+
+    rotated, basis, mean, eigenvalues = _rotate(features)
+    penalty = torch.tensor(strengths, dtype=torch.float64)
+    target = torch.arange(labels.shape[1])[defined]
+    problems = torch.cartesian_prod(torch.arange(len(strengths)), target).reshape(-1, 2)
+    width = features.shape[1]
+    solution = torch.full((len(strengths), labels.shape[1], width + 1), torch.nan).double()
+    steps = 0
+    block = max(1, _ELEMENTS // len(features))
+    for chunk in problems.split(block):
+        s, t = chunk.unbind(dim=1)
+        solved, used = _lbfgs(
+            rotated,
+            values[:, t],
+            known[:, t].double(),
+            penalty[s],
+            eigenvalues,
+            tolerance=tolerance,
+            max_steps=max_steps,
+        )
+        solution[s, t] = solved
+        steps = max(steps, used)
+    weights = solution[..., :-1] @ basis.T
+    return LogisticProbe(weights, solution[..., -1] - weights @ mean, defined, steps)
+
+
+def _rotate(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Centre, turn into the eigenbasis of the Gram matrix, append a column of ones.
+
+    Neither changes the penalised objective: the norm is the same in any rotated basis, and the
+    intercept, which is free, takes up the shift.
+    """
+    mean = features.mean(dim=0)
+    centred = features - mean
+    eigenvalues, basis = torch.linalg.eigh(centred.T @ centred)
+    ones = torch.ones(len(features), 1, dtype=torch.float64)
+    return torch.cat([centred @ basis, ones], dim=1), basis, mean, eigenvalues.clamp(min=0)
+
+
+def _lbfgs(
+    x: Tensor,
+    y: Tensor,
+    known: Tensor,
+    penalty: Tensor,
+    eigenvalues: Tensor,
+    *,
+    tolerance: float,
+    max_steps: int,
+) -> tuple[Tensor, int]:
+    """Minimise B independent logistic losses; x [N, D+1], y and known [N, B], penalty [B].
+
+    Returns the coefficients [B, D+1], intercept last, and the number of steps.
+    """
+    n, problems = y.shape
+    count = known.sum(dim=0)
+    rate = (y * known).sum(dim=0) / count
+    ridge = penalty[:, None].repeat(1, x.shape[1])
+    ridge[:, -1] = 0
+    # Hessian at w = 0 with the intercept at the base rate, if labels are missing at random.
+    spread = (rate * (1 - rate) * count)[:, None]
+    curvature = torch.cat([eigenvalues / n, torch.ones(1, dtype=torch.float64)])
+    inverse = 1 / (spread * curvature + ridge)
+    w = torch.zeros(problems, x.shape[1], dtype=torch.float64)
+    w[:, -1] = torch.logit(rate)
+    z = w[:, -1].expand(n, problems)
+    residual = (torch.sigmoid(z) - y) * known
+    gradient = residual.T @ x + ridge * w
+    history: list[tuple[Tensor, Tensor, Tensor]] = []
+    active = torch.arange(problems)
+    result = w.clone()
+    step = 0
+    for step in range(1, max_steps + 1):
+        direction = -_two_loop(gradient, history, inverse)
+        slope = (gradient * direction).sum(dim=1)
+        if step % 4 == 1:  # the loss costs as much as a step of the line search: not every time
+            loss = _log_loss(z, y, known) + 0.5 * (ridge * w.square()).sum(dim=1)
+            open_ = -slope / 2 > tolerance * loss
+            result[active] = w
+            if not bool(open_.any()):
+                break
+            if int(open_.sum()) < 0.8 * len(open_):
+                active, w, gradient, direction = (
+                    v[open_] for v in (active, w, gradient, direction)
+                )
+                ridge, inverse, slope = ridge[open_], inverse[open_], slope[open_]
+                y, known, z = y[:, open_], known[:, open_], z[:, open_]
+                history = [(s[open_], g[open_], r[open_]) for s, g, r in history]
+        moved = x @ direction.T
+        length, residual = _line_search(z, moved, y, known, w, direction, ridge, slope)
+        change = length[:, None] * direction
+        w = w + change
+        z = z + length * moved
+        new_gradient = residual.T @ x + ridge * w
+        history = _remember(history, change, new_gradient - gradient)
+        gradient = new_gradient
+    result[active] = w
+    return result, step
+
+
+def _log_loss(z: Tensor, y: Tensor, known: Tensor) -> Tensor:
+    return ((torch.nn.functional.softplus(z) - y * z) * known).sum(dim=0)
+
+
+def _two_loop(
+    gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]], inverse: Tensor
+) -> Tensor:
+    """The inverse Hessian's estimate times the gradient, [B, D+1]."""
+    q = gradient.clone()
+    shares = []
+    for change, difference, rho in reversed(history):
+        share = rho * (change * q).sum(dim=1)
+        q -= share[:, None] * difference
+        shares.append(share)
+    q *= inverse
+    if history:
+        # Scale the start to the curvature met last; 1 where a pair was refused.
+        change, difference, rho = history[-1]
+        weighted = (difference * inverse * difference).sum(dim=1)
+        scale = torch.where(rho > 0, 1 / (rho * weighted).clamp(min=1e-300), torch.ones_like(rho))
+        q *= scale[:, None]
+    for (change, difference, rho), share in zip(history, reversed(shares), strict=True):
+        back = rho * (difference * q).sum(dim=1)
+        q += (share - back)[:, None] * change
+    return q
+
+
+def _remember(
+    history: list[tuple[Tensor, Tensor, Tensor]], change: Tensor, difference: Tensor
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    curvature = (change * difference).sum(dim=1)
+    # A pair without curvature (a problem that stands still) gets weight 0 instead of 1/0.
+    rho = torch.where(curvature > 1e-200, 1 / curvature, torch.zeros_like(curvature))
+    return [*history[-(_HISTORY - 1) :], (change, difference, rho)]
+
+
+def _line_search(
+    z: Tensor,
+    moved: Tensor,
+    y: Tensor,
+    known: Tensor,
+    w: Tensor,
+    direction: Tensor,
+    ridge: Tensor,
+    slope: Tensor,
+    rounds: int = 8,
+) -> tuple[Tensor, Tensor]:
+    """Find by safeguarded Newton steps where the slope has shrunk to a third; the loss is convex.
+
+    Returns the step lengths [B] and the residuals [N, B] there.
+    """
+    linear = (ridge * w * direction).sum(dim=1)
+    square = (ridge * direction.square()).sum(dim=1)
+    length = torch.ones_like(slope)
+    low, high = torch.zeros_like(slope), torch.full_like(slope, torch.inf)
+    residual = torch.empty_like(moved)
+    for _ in range(rounds):
+        p = torch.sigmoid(z + length * moved)
+        residual = (p - y) * known
+        here = (residual * moved).sum(dim=0) + linear + length * square
+        good = here.abs() <= 0.3 * slope.abs()
+        if bool(good.all()):
+            break
+        low = torch.where(here < 0, length, low)
+        high = torch.where(here > 0, length, high)
+        bend = (p * (1 - p) * known * moved.square()).sum(dim=0) + square
+        newton = length - here / bend.clamp(min=1e-300)
+        middle = torch.where(high.isinf(), 4 * length, (low + high) / 2)
+        inside = (newton > low) & (newton < high.clamp(max=1e6)) & (newton < 10 * length)
+        length = torch.where(good, length, torch.where(inside, newton, middle))
+    else:
+        residual = (torch.sigmoid(z + length * moved) - y) * known
+    return length, residual
+
+
+def fit_ridge(
+    features: np.ndarray | Tensor, targets: np.ndarray | Tensor, strengths: Sequence[float]
+) -> RidgeProbe:
+    """Fit a ridge regression for each target and penalty, in closed form.
+
+    The objective is scikit-learn's `Ridge(alpha=strength)`: the sum over known rows of squared
+    errors, plus strength times the squared norm of the weights; the intercept is free. Targets that
+    are known on the same rows share one eigendecomposition.
+
+    Args:
+        features: [N, D], standardised.
+        targets: [N, T], NaN where it is not known.
+        strengths: S penalties, each > 0.
+
+    Raises:
+        InputError: Features that are not finite, infinite targets, a penalty <= 0.
+    """
+    features, targets = _matrix(features), _as_float64(targets)
+    _require_strengths(strengths)
+    if bool(targets.isinf().any()):
+        raise InputError("probe targets hold an infinite value. Make it null, or correct it.")
+    penalty = torch.tensor(strengths, dtype=torch.float64)
+    shape = (len(strengths), targets.shape[1])
+    weights = torch.full((*shape, features.shape[1]), torch.nan, dtype=torch.float64)
+    biases = torch.full(shape, torch.nan, dtype=torch.float64)
+    defined = torch.tensor([_varies(column) for column in targets.T], dtype=torch.bool)
+    patterns: dict[bytes, list[int]] = {}
+    for t in defined.nonzero().flatten().tolist():
+        patterns.setdefault(targets[:, t].isnan().numpy().tobytes(), []).append(t)
+    for columns in patterns.values():
+        rows = ~targets[:, columns[0]].isnan()
+        x, y = features[rows], targets[rows][:, columns]
+        mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
+        x = x - mean_x
+        eigenvalues, basis = torch.linalg.eigh(x.T @ x)
+        projected = basis.T @ (x.T @ (y - mean_y))  # [D, T']
+        shrunk = projected / (eigenvalues.clamp(min=0)[:, None] + penalty[:, None, None])
+        weights[:, columns] = (basis @ shrunk).mT
+        biases[:, columns] = mean_y - weights[:, columns] @ mean_x
+    return RidgeProbe(weights, biases, defined)
+
+
+@dataclass(frozen=True)
+class ProbeData:
+    """Features and targets of the images of one split.
+
+    Attributes:
+        features: [N, D], not standardised.
+        targets: [N, K] float64, NaN where it is not known; binary ones are 1/0.
+        names: K names; those in `REAL_TARGETS` are real-valued, all others binary.
+    """
+
+    features: np.ndarray | Tensor
+    targets: np.ndarray
+    names: tuple[str, ...]
+
+    def columns(self, *, real: bool) -> list[int]:
+        """Positions of the real-valued targets, or of the binary ones."""
+        return [k for k, name in enumerate(self.names) if (name in REAL_TARGETS) == real]
+
+
+@dataclass(frozen=True)
+class FittedProbes:
+    """One linear probe a target, the penalty already chosen.
+
+    Attributes:
+        standardizer: Of the training split.
+        weights: By target, [D] float64.
+        biases: By target.
+        strengths: By target, the chosen penalty.
+        undefined: Why a target has no probe, by target.
+    """
+
+    standardizer: Standardizer
+    weights: dict[str, Tensor]
+    biases: dict[str, float]
+    strengths: dict[str, float]
+    undefined: dict[str, str]
+
+    def predict(self, features: np.ndarray | Tensor) -> dict[str, np.ndarray]:
+        """Predictions by target, float64 [N]: probabilities for binary ones, else in their unit."""
+        standardised = self.standardizer(features)
+        predictions = {}
+        for name, weights in self.weights.items():
+            values = standardised @ weights + self.biases[name]
+            values = values if name in REAL_TARGETS else torch.sigmoid(values)
+            predictions[name] = values.numpy()
+        return predictions
+
+
+def select(scores: np.ndarray, strengths: Sequence[float]) -> np.ndarray:
+    """The position of the best penalty for each target; of equals the strongest.
+
+    Args:
+        scores: [S, T] on the validation split, higher is better; NaN where not defined.
+        strengths: S penalties.
+
+    Returns:
+        int64 [T]; -1 where no score is defined.
+    """
+    order = np.argsort(-np.asarray(strengths), kind="stable")
+    filled = np.where(np.isnan(scores), -np.inf, scores)[order]
+    best = order[np.argmax(filled, axis=0)]
+    return np.where(np.isnan(scores).all(axis=0), -1, best)
+
+
+def fit_probes(
+    train: ProbeData,
+    validate: ProbeData,
+    strengths: Sequence[float] = STRENGTHS,
+    *,
+    tolerance: float = 1e-7,
+) -> FittedProbes:
+    """Fit on the training split, choose each target's penalty on the validation split.
+
+    Binary targets are chosen by AUROC, real-valued ones by R².
+
+    Args:
+        train: Features and targets to fit.
+        validate: The same targets of other patients.
+        strengths: Penalties to choose from.
+        tolerance: See `fit_logistic`.
+    """
+    standardizer = Standardizer.of(train.features)
+    x_train, x_validate = standardizer(train.features), standardizer(validate.features)
+    weights: dict[str, Tensor] = {}
+    biases: dict[str, float] = {}
+    chosen: dict[str, float] = {}
+    undefined: dict[str, str] = {}
+    for real in (False, True):
+        columns = train.columns(real=real)
+        if not columns:
+            continue
+        known = validate.targets[:, columns]
+        if real:
+            probe = fit_ridge(x_train, train.targets[:, columns], strengths)
+            outputs, score = probe.predict(x_validate), r2_by_column
+        else:
+            probe = fit_logistic(
+                x_train, train.targets[:, columns], strengths, tolerance=tolerance
+            )
+            outputs, score = probe.logits(x_validate), auroc_by_column
+        scores = np.stack(
+            [score(known, outputs[:, s].numpy()) for s in range(len(strengths))]
+        )  # [S, T]
+        lacking = "a second value" if real else "both classes"
+        for t, best in enumerate(select(scores, strengths)):
+            name = train.names[columns[t]]
+            if not probe.defined[t]:
+                undefined[name] = f"the train split lacks {lacking}"
+            elif best < 0:
+                undefined[name] = f"the validate split lacks {lacking}"
+            else:
+                weights[name] = probe.weights[best, t]
+                biases[name] = float(probe.biases[best, t])
+                chosen[name] = float(strengths[best])
+    return FittedProbes(standardizer, weights, biases, chosen, undefined)
+
+
+def target_values(column: Callable[[str], np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Collect targets as numbers: findings 1/0, sex 1 for F and 0 for M, NaN where null.
+
+    Args:
+        column: Gives a column by name, e.g. `RadiographDataset.column`.
+        names: K findings, `sex`, `age_years`, `weight_kg` or `bmi`.
+
+    Returns:
+        float64 [N, K].
+    """
+    sexes: Mapping[object, float] = {"F": 1.0, "M": 0.0}
+    columns = [
+        np.array([sexes.get(v, np.nan) for v in column(name)]) if name == "sex" else column(name)
+        for name in names
+    ]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+# Fewer penalties and a looser optimum than in `evaluate`: AUROC in the third decimal is enough to
+# follow a run, and the run waits for it.
+_QUICK_STRENGTHS = tuple(float(s) for s in np.logspace(0, 5, 6))
+_QUICK_TOLERANCE = 1e-4
+
+
+def validation_probe(
+    train_features: np.ndarray | Tensor,
+    train_labels: np.ndarray,
+    validate_features: np.ndarray | Tensor,
+    validate_labels: np.ndarray,
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Judge frozen features during pre-training, on the validation split.
+
+    The penalty is chosen on the same images that are scored, so values are slightly optimistic:
+    good for comparing steps of a run, not for reporting.
+
+    Args:
+        train_features: [N, D].
+        train_labels: [N, K] from `target_values`.
+        validate_features: [M, D].
+        validate_labels: [M, K].
+        names: K names: findings, and `sex` and `age_years` where known.
+
+    Returns:
+        `macro_auroc` (mean over findings), `auroc` by finding, `sex_auroc`, `age_r2`, each None
+        where not defined, and `n`, the number of validation images.
+    """
+    train = ProbeData(train_features, train_labels, tuple(names))
+    validate = ProbeData(validate_features, validate_labels, tuple(names))
+    probes = fit_probes(train, validate, _QUICK_STRENGTHS, tolerance=_QUICK_TOLERANCE)
+    predictions = probes.predict(validate_features)
+    scores: dict[str, float | None] = {}
+    for k, name in enumerate(names):
+        if name not in predictions:
+            scores[name] = None
+            continue
+        score = r2_by_column if name in REAL_TARGETS else auroc_by_column
+        scores[name] = float(score(validate_labels[:, [k]], predictions[name][:, None])[0])
+    findings = {name: scores[name] for name in names if name not in (*REAL_TARGETS, "sex")}
+    defined = [score for score in findings.values() if score is not None]
+    return {
+        "macro_auroc": float(np.mean(defined)) if defined else None,
+        "auroc": findings,
+        "sex_auroc": scores.get("sex"),
+        "age_r2": scores.get("age_years"),
+        "n": len(validate_labels),
+    }
+
+
+def _as_float64(values: np.ndarray | Tensor) -> Tensor:
+    return torch.as_tensor(values).detach().to("cpu", torch.float64)
+
+
+def _matrix(features: np.ndarray | Tensor) -> Tensor:
+    features = _as_float64(features)
+    if features.ndim != 2 or not len(features):
+        raise InputError(f"features are of shape {tuple(features.shape)}, not [N, D] with N >= 1")
+    finite = features.isfinite().all(dim=1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise InputError(f"features of row {row} are not finite. Extract them again.")
+    return features
+
+
+def _require_strengths(strengths: Sequence[float]) -> None:
+    if not len(strengths) or min(strengths) <= 0:
+        raise InputError(f"strengths are {list(strengths)}; give at least one, each above 0")
+
+
+def _varies(column: Tensor) -> bool:
+    known = column[~column.isnan()]
+    return len(known) > 1 and bool((known != known[0]).any())
+
+
+def _affine(features: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
+    s, t, d = weights.shape
+    return (features @ weights.reshape(s * t, d).T).reshape(-1, s, t) + biases
