@@ -214,7 +214,9 @@ def _lbfgs(
         slope = (gradient * direction).sum(dim=1)
         if step % 4 == 1:  # the loss costs as much as a step of the line search: not every time
             loss = _log_loss(z, y, known) + 0.5 * (ridge * w.square()).sum(dim=1)
-            open_ = -slope / 2 > tolerance * loss
+            # The loss bends at least as much as the penalty, which bounds what is left to gain.
+            left = gradient[:, :-1].square().sum(dim=1) / (2 * ridge[:, 0]) - slope / 2
+            open_ = left > tolerance * loss
             result[active] = w
             if not bool(open_.any()):
                 break
@@ -450,9 +452,7 @@ def fit_probes(
             probe = fit_ridge(x_train, train.targets[:, columns], strengths)
             outputs, score = probe.predict(x_validate), r2_by_column
         else:
-            probe = fit_logistic(
-                x_train, train.targets[:, columns], strengths, tolerance=tolerance
-            )
+            probe = fit_logistic(x_train, train.targets[:, columns], strengths, tolerance=tolerance)
             outputs, score = probe.logits(x_validate), auroc_by_column
         scores = np.stack(
             [score(known, outputs[:, s].numpy()) for s in range(len(strengths))]
