@@ -1,0 +1,494 @@
+"""The command line: parse, call one function, print what was written.
+
+Stages are imported inside the functions that call them, so that `selfray --help` imports neither
+torch nor any other large library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import errno
+import os
+import sys
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from selfray import __version__
+from selfray.errors import InputError, Interrupted, nearest
+
+if typing.TYPE_CHECKING:
+    from selfray.config import PretrainConfig
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, and whose help has the same width everywhere."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+                prog, width=100, max_help_position=36
+            ),
+            **options,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A subcommand.
+
+    Attributes:
+        summary: One line for `selfray --help`.
+        usage: What follows `selfray NAME`.
+        add_arguments: Adds them to a parser.
+        run: Calls the stage and returns the lines to print.
+    """
+
+    summary: str
+    usage: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], Iterable[str]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The words after `selfray`; those of the process when None.
+
+    Returns:
+        0 done, 2 the input is wrong (one line on stderr), 130 interrupted. Anything else leaves
+        with its traceback, and so with 1.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    prog = f"selfray {words[0]}" if words and words[0] in COMMANDS else "selfray"
+    try:
+        command, arguments = parse(words)
+        for line in command.run(arguments):
+            print(line, flush=True)
+    except InputError as error:
+        return _fail(prog, str(error))
+    except (Interrupted, KeyboardInterrupt) as interruption:
+        _fail(prog, str(interruption) or "interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout has gone (`| head`). Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in _USERS_TO_MEND:
+            raise
+        return _fail(prog, f"{error.filename or 'writing'}: {error.strerror}")
+    return 0
+
+
+_USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG}
+
+
+def _fail(prog: str, message: str) -> int:
+    print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def parse(words: Sequence[str]) -> tuple[_Command, argparse.Namespace]:
+    """Read a command line, and check the recipe and its fields.
+
+    Args:
+        words: The words after `selfray`.
+
+    Raises:
+        InputError: Names what is wrong and what is allowed.
+        SystemExit: With 0, after `--help` or `--version`.
+    """
+    if not words or words[0] not in COMMANDS:
+        top = top_parser()
+        top.parse_known_args([word for word in words[:1] if word.startswith("-")])
+        if not words:
+            raise InputError(f"no command given. {nearest('', COMMANDS)}")
+        if words[0].startswith("-"):
+            raise InputError(f"no option {words[0]}. `selfray --help` shows all.")
+        raise InputError(f"no command is named {words[0]!r}. {nearest(words[0], COMMANDS)}")
+    command = COMMANDS[words[0]]
+    parser = command_parser(words[0], words[1:])
+    arguments, unknown = parser.parse_known_args(list(words[1:]))
+    if unknown:
+        raise InputError(_unknown_argument(unknown[0], words[0], parser))
+    if words[0] == "pretrain":
+        arguments.config = configured(arguments)
+    return command, arguments
+
+
+def top_parser() -> argparse.ArgumentParser:
+    """The parser of `selfray` itself: its help, and its version."""
+    width = max(map(len, COMMANDS)) + 2
+    commands = "\n".join(f"  {name:{width}}{c.summary}" for name, c in COMMANDS.items())
+    parser = _Parser(
+        prog="selfray",
+        usage="selfray COMMAND ...",
+        description="Chest radiographs in, a judged image encoder out.\n\ncommands:\n" + commands,
+        epilog="`selfray COMMAND --help` shows the arguments of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"selfray {__version__}")
+    return parser
+
+
+def command_parser(name: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser of one command.
+
+    Args:
+        name: A key of `COMMANDS`.
+        words: The words after it, by which `pretrain` knows whose values to show in its help.
+    """
+    command = COMMANDS[name]
+    parser = _Parser(
+        prog=f"selfray {name}",
+        usage=f"selfray {name} {command.usage}",
+        description=command.summary + ".",
+    )
+    command.add_arguments(parser)
+    if name == "pretrain":
+        _add_fields(parser, words)
+    return parser
+
+
+def _unknown_argument(word: str, command: str, parser: argparse.ArgumentParser) -> str:
+    if not word.startswith("-"):
+        return f"one argument too many: {word!r}. `selfray {command} --help` shows the arguments."
+    option = word.split("=")[0]
+    options = [name for action in parser._actions for name in action.option_strings]
+    close = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
+    suggestion = f"Did you mean {close[0]}? " if close else ""
+    return f"no option {option}. {suggestion}`selfray {command} --help` shows all."
+
+
+def _one_of(allowed: Iterable[str]) -> Callable[[str], str]:
+    allowed = tuple(allowed)
+
+    def read(word: str) -> str:
+        if word not in allowed:
+            raise argparse.ArgumentTypeError(f"{word!r} is not known. {nearest(word, allowed)}")
+        return word
+
+    return read
+
+
+# ---- the fields of a run's config as options --------------------------------------------------
+
+
+def _fields(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    types = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(types[field.name]):
+            yield from _fields(types[field.name], f"{prefix}{field.name}.")
+        elif field.name != "recipe":
+            yield prefix + field.name, types[field.name], field.metadata["help"]
+
+
+def _value(config: PretrainConfig, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return " ".join(_shown(number) for number in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _shown_values(name: str, recipes: dict[str, PretrainConfig]) -> str:
+    values = {recipe: _shown(_value(config, name)) for recipe, config in recipes.items()}
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return ", ".join(f"{recipe}: {value}" for recipe, value in values.items())
+
+
+def _true_or_false(word: str) -> bool:
+    return _one_of(("true", "false"))(word) == "true"
+
+
+def _add_fields(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    from selfray.config import Pair, PretrainConfig
+    from selfray.recipes import RECIPES
+
+    named = [word for word in words if word in RECIPES][:1] or list(RECIPES)
+    recipes = {name: RECIPES[name]() for name in named}
+    groups: dict[str, Any] = {}
+    for name, kind, text in _fields(PretrainConfig):
+        group = name.rpartition(".")[0]
+        if group not in groups:
+            doc = typing.get_type_hints(PretrainConfig)[group].__doc__ if group else None
+            title = f"{group}: {doc.strip().rstrip('.')}" if doc else "the run"
+            groups[group] = parser.add_argument_group(title)
+        reading: dict[str, Any] = {"type": kind, "metavar": kind.__name__.upper()}
+        if kind == Pair:
+            reading = {"type": float, "nargs": 2, "metavar": ("FROM", "TO")}
+        elif kind is bool:
+            reading = {"type": _true_or_false, "metavar": "true|false"}
+        elif typing.get_origin(kind) is Literal:
+            allowed = typing.get_args(kind)
+            reading = {"type": _one_of(allowed), "metavar": "|".join(allowed)}
+        groups[group].add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            default=argparse.SUPPRESS,
+            help=f"{text} ({_shown_values(name, recipes)})".replace("%", "%%"),
+            **reading,
+        )
+
+
+def configured(arguments: argparse.Namespace) -> PretrainConfig:
+    """The recipe with the fields that the command line overrides.
+
+    Raises:
+        InputError: No such recipe, or a field out of its range.
+    """
+    from selfray.config import PretrainConfig, validate
+    from selfray.recipes import recipe
+
+    config = recipe(arguments.recipe)
+    for name, _, _ in _fields(PretrainConfig):
+        if name in vars(arguments):
+            config = _replaced(config, name, vars(arguments)[name])
+    validate(config)
+    return config
+
+
+def _replaced(config: PretrainConfig, name: str, value: Any) -> PretrainConfig:
+    value = tuple(value) if isinstance(value, list) else value
+    group, _, field = name.rpartition(".")
+    if not group:
+        return dataclasses.replace(config, **{field: value})
+    part = dataclasses.replace(getattr(config, group), **{field: value})
+    return dataclasses.replace(config, **{group: part})
+
+
+# ---- the commands -----------------------------------------------------------------------------
+
+
+def _phantom_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT", type=Path, help="dataset directory to make")
+    parser.add_argument("--patients", type=int, default=400, metavar="N", help="patients (400)")
+    parser.add_argument(
+        "--size", type=int, default=224, metavar="N", help="shorter side of an image, pixels (224)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed (0)")
+    parser.add_argument(
+        "--sites", nargs="+", default=("A", "B", "C"), metavar="SITE", help="scanners (A B C)"
+    )
+
+
+def _phantom(arguments: argparse.Namespace) -> Iterator[str]:
+    from selfray.data.phantom import write_phantom
+
+    write_phantom(
+        arguments.out,
+        patients=arguments.patients,
+        size=arguments.size,
+        seed=arguments.seed,
+        sites=tuple(arguments.sites),
+    )
+    yield f"wrote {arguments.out}"
+
+
+def _ingest_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="folder with radiographs")
+    parser.add_argument("out", metavar="OUT", type=Path, help="dataset directory to make")
+    parser.add_argument(
+        "--size", type=int, default=518, metavar="N", help="shorter side of an image, pixels (518)"
+    )
+    parser.add_argument(
+        "--intensity",
+        type=_one_of(("minmax", "percentile")),
+        default="minmax",
+        metavar="minmax|percentile",
+        help="what becomes black and white (minmax)",
+    )
+    parser.add_argument("--table", type=Path, metavar="CSV", help="metadata by file name")
+
+
+def _ingest(arguments: argparse.Namespace) -> Iterator[str]:
+    from selfray.data.ingest import ingest
+
+    counts = ingest(
+        arguments.source,
+        arguments.out,
+        size=arguments.size,
+        intensity=arguments.intensity,
+        table=arguments.table,
+    )
+    yield str(counts)
+    yield f"wrote {arguments.out}"
+
+
+def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
+    from selfray.recipes import RECIPES
+
+    parser.add_argument("recipe", metavar="RECIPE", help=f"one of: {', '.join(RECIPES)}")
+    parser.add_argument(
+        "--data", required=True, nargs="+", type=Path, metavar="DIR", help="dataset directories"
+    )
+    parser.add_argument("--out", type=Path, metavar="RUN", help="run directory to make or resume")
+    parser.add_argument("--init", metavar="ENCODER", help="continue from this encoder")
+    parser.add_argument(
+        "--resume",
+        type=_one_of(("auto", "must", "never")),
+        default="auto",
+        metavar="auto|must|never",
+        help="whether to go on with an unfinished run in RUN (auto: if there is one)",
+    )
+    parser.add_argument(
+        "--guard", type=float, metavar="MARGIN", help="stop when the probe falls by more than this"
+    )
+    parser.add_argument(
+        "--preview", type=Path, metavar="PNG", help="draw crops and masks, and do nothing else"
+    )
+
+
+def _pretrain(arguments: argparse.Namespace) -> Iterator[str]:
+    from selfray.pretrain import pretrain, write_preview
+
+    if arguments.preview:
+        write_preview(arguments.config, arguments.data, arguments.preview)
+        yield f"wrote {arguments.preview}"
+        return
+    if arguments.out is None:
+        raise InputError("--out RUN is missing: the run directory to make or resume")
+    pretrain(
+        arguments.config,
+        data=arguments.data,
+        out=arguments.out,
+        init=arguments.init,
+        resume=arguments.resume,
+        guard=arguments.guard,
+    )
+    yield f"wrote {arguments.out}"
+
+
+def _features_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("encoder", metavar="ENCODER", help="`selfray encoders` says what it can be")
+    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="dataset directory")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="features directory to make"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="images at a time (32)"
+    )
+    parser.add_argument(
+        "--patch-tokens", action="store_true", help="also write the features of every patch"
+    )
+
+
+def _features(arguments: argparse.Namespace) -> Iterator[str]:
+    from selfray.features import extract_features
+
+    extract_features(
+        arguments.encoder,
+        arguments.data,
+        arguments.out,
+        batch_size=arguments.batch_size,
+        patch_tokens=arguments.patch_tokens,
+    )
+    yield f"wrote {arguments.out}"
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "encoders",
+        nargs="+",
+        metavar="ENCODER",
+        help="encoders to compare; `selfray encoders` says what they can be",
+    )
+    parser.add_argument(
+        "--data", required=True, type=Path, metavar="DIR", help="dataset directory with labels"
+    )
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="evaluation directory to make"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (0)"
+    )
+
+
+def _evaluate(arguments: argparse.Namespace) -> Iterator[str]:
+    from selfray.evaluate import evaluate
+
+    evaluate(arguments.encoders, arguments.data, arguments.out, seed=arguments.seed)
+    yield f"wrote {arguments.out}"
+
+
+def _summary_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "directory", metavar="DIR", type=Path, help="run directory or evaluation directory"
+    )
+
+
+def _summary(arguments: argparse.Namespace) -> Iterator[str]:
+    from selfray.summary import write_summary
+
+    yield f"wrote {write_summary(arguments.directory)}"
+
+
+def _encoders_arguments(parser: argparse.ArgumentParser) -> None:
+    del parser  # none
+
+
+def _encoders(arguments: argparse.Namespace) -> Iterator[str]:
+    from selfray.models.vit import ARCHITECTURES
+
+    del arguments
+    yield "A Hugging Face model directory (DINOv2, DINOv2 with registers), e.g. ./rad-dino"
+    yield "A run directory of `selfray pretrain`; its RUN/encoder is taken"
+    yield "random:ARCH[/PATCH[@SIZE]], random weights as a baseline, e.g. random:vit_small/14@224"
+    yield f"  ARCH is one of {', '.join(ARCHITECTURES)}"
+
+
+COMMANDS: dict[str, _Command] = {
+    "phantom": _Command(
+        "Draw synthetic patients and write them as a dataset",
+        "OUT [options]",
+        _phantom_arguments,
+        _phantom,
+    ),
+    "ingest": _Command(
+        "Read a folder of radiographs (DICOM, PNG, TIFF, JPEG) into a dataset",
+        "SOURCE OUT [options]",
+        _ingest_arguments,
+        _ingest,
+    ),
+    "pretrain": _Command(
+        "Pre-train an encoder on the images of a dataset, or continue one",
+        "RECIPE --data DIR [DIR ...] --out RUN [options]",
+        _pretrain_arguments,
+        _pretrain,
+    ),
+    "features": _Command(
+        "Write the features of every image of a dataset",
+        "ENCODER --data DIR --out DIR [options]",
+        _features_arguments,
+        _features,
+    ),
+    "evaluate": _Command(
+        "Compare encoders on the labels of a dataset",
+        "ENCODER [ENCODER ...] --data DIR --out DIR [options]",
+        _evaluate_arguments,
+        _evaluate,
+    ),
+    "summary": _Command(
+        "Write summary.html for a run or an evaluation", "DIR", _summary_arguments, _summary
+    ),
+    "encoders": _Command(
+        "Say what ENCODER can be in the other commands", "", _encoders_arguments, _encoders
+    ),
+}
