@@ -1,0 +1,400 @@
+"""A parametric thorax: who the patient is, the implicit organs, and the bones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from selfray.data.phantom.physics import FAT, SOFT_TISSUE
+from selfray.data.phantom.projection import Tube
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Who the patient is.
+
+    Attributes:
+        sex: F or M.
+        age: Years, 18 to 95.
+        height: cm.
+        weight: kg.
+    """
+
+    sex: str
+    age: float
+    height: float
+    weight: float
+
+    @property
+    def bmi(self) -> float:
+        return self.weight / (self.height / 100) ** 2
+
+
+@dataclass(frozen=True)
+class Thorax:
+    """Shape of one patient's chest in one breath and posture; all lengths in cm.
+
+    Attributes:
+        apex: z of the lung apices.
+        lung_height: Apex to the lateral costophrenic sulcus.
+        half_width, half_depth: Inner half-axes of the cage at its widest, less the split.
+        split: Distance of each hemithorax's axis from the midline.
+        tilt: How far forward the cage leans from apex to base.
+        dome: Height of the right diaphragm above the sulcus; `dome_left` likewise.
+        heart: Half-width of the heart, as a factor; `heart_shift` moves it to the left.
+        unfolding: Aortic elongation, 0 to 1.5.
+        calcification: Aortic wall calcification, 0 to 1.
+        lung_density: g/cm³.
+        fat: Thickness of subcutaneous fat.
+        shoulder: Half-width at the shoulders.
+        breast: Radius of the breasts, 0 for none; `breast_droop` their height relative to mid.
+        bone_density: Factor on bone mineral.
+        kyphosis: Backward curve of the spine, cm.
+        scoliosis: Sideward curve of the spine, cm.
+        cartilage: Calcification of rib cartilage, 0 to 1.
+        arms_up: False when the arms hang beside the chest.
+    """
+
+    apex: float
+    lung_height: float
+    half_width: float
+    half_depth: float
+    split: float
+    tilt: float
+    dome: float
+    dome_left: float
+    heart: float
+    heart_shift: float
+    unfolding: float
+    calcification: float
+    lung_density: float
+    fat: float
+    shoulder: float
+    breast: float
+    breast_droop: float
+    bone_density: float
+    kyphosis: float
+    scoliosis: float
+    cartilage: float
+    stomach: float
+    mediastinum: float
+    arms_up: bool
+
+
+def draw_traits(rng: np.random.Generator) -> Traits:
+    """Draw a patient; ranges follow adult hospital populations, cut at 18 and 95 years."""
+    sex = "F" if rng.random() < 0.5 else "M"
+    age = float(np.clip(18 + 77 * rng.beta(2.2, 1.7), 18, 95))
+    height = float(rng.normal(176.5, 7.0) if sex == "M" else rng.normal(163.5, 6.5))
+    bmi = float(np.clip(np.exp(rng.normal(np.log(26.0), 0.19)), 15.5, 48))
+    return Traits(sex, age, height, bmi * (height / 100) ** 2)
+
+
+def draw_thorax(traits: Traits, rng: np.random.Generator) -> Thorax:
+    """Draw the chest of a patient at full inspiration, upright."""
+    male = traits.sex == "M"
+    old = np.clip((traits.age - 40) / 50, 0, 1)
+    stature = traits.height / 170
+    heavy = traits.bmi - 26
+    width = (13.6 if male else 12.7) * stature**0.7 * (1 + 0.004 * heavy) * rng.normal(1, 0.045)
+    height = (25.0 if male else 23.9) * stature * rng.normal(1, 0.055) * (1 - 0.0035 * heavy)
+    depth = (9.2 if male else 8.4) * (1 + 0.006 * heavy + 0.12 * old) * rng.normal(1, 0.06)
+    fat = float(np.clip(0.35 + 0.13 * (traits.bmi - 18) + rng.normal(0, 0.25), 0.25, 5.0))
+    if not male:
+        fat *= 1.12
+        breast = float(np.clip(rng.normal(5.2 + 0.17 * heavy, 1.1), 2.0, 9.5))
+    else:  # fat shapes a breast on heavy men, and a pectoral muscle does on strong ones
+        breast = float(np.clip(rng.normal(1.6 + 0.2 * heavy, 1.5), 0.0, 7.0))
+    dome = float(rng.normal(5.2, 0.7) + 0.06 * max(heavy, 0))
+    return Thorax(
+        apex=float(height / 2),
+        lung_height=float(height),
+        half_width=float(width - 4.6),
+        half_depth=float(depth),
+        split=4.6,
+        tilt=float(rng.normal(2.2, 0.5)),
+        dome=dome,
+        dome_left=dome - float(rng.normal(1.3, 0.6)),
+        heart=float((1.0 if male else 0.95) * (1 + 0.006 * heavy) * rng.normal(1, 0.05)),
+        heart_shift=float(rng.normal(0, 0.35)),
+        unfolding=float(np.clip(old * 1.1 + rng.normal(0, 0.2), 0, 1.5)),
+        calcification=float(np.clip((traits.age - 55) / 35 + rng.normal(0, 0.3), 0, 1)),
+        lung_density=float(np.clip(rng.normal(0.24, 0.025), 0.17, 0.32)),
+        fat=fat,
+        shoulder=float((19.0 if male else 17.0) * stature**0.8 * rng.normal(1, 0.05) + 0.5 * fat),
+        breast=breast,
+        breast_droop=float(rng.normal(-0.06 - 0.08 * old, 0.03)),
+        bone_density=float(
+            np.clip((1.08 if male else 1.0) - (0.28 if male else 0.38) * old, 0.45, 1.3)
+            * rng.normal(1, 0.09)
+        ),
+        kyphosis=float(np.clip(rng.normal(1.5 + 2.2 * old, 0.7), 0, 6)),
+        scoliosis=float(rng.normal(0, 0.5 + 0.5 * old)),
+        cartilage=float(np.clip(old * rng.uniform(0.2, 1.5) - 0.1, 0, 1)),
+        stomach=float(np.clip(rng.normal(2.0, 1.0), 0, 4)),
+        mediastinum=float(rng.normal(1, 0.06)),
+        arms_up=True,
+    )
+
+
+def occupied(distance: Array, softness: float = 0.5) -> Array:
+    """Share of a sample inside a surface: a ramp across `softness` cm of signed distance."""
+    return np.clip(0.5 - distance / softness, 0, 1)
+
+
+def cage(t: Thorax, z: Array, side: float = 0.0) -> tuple[Array, Array, Array]:
+    """Half-axes a, b and middle y of a hemithorax's section at height z, cm."""
+    share = (t.apex - z) / t.lung_height
+    up = np.clip(1 - share / 0.78, 0, 1)
+    profile = np.sqrt(np.maximum(1 - up**2.35, 1e-4))
+    a = t.half_width * profile * (1 - 0.06 * np.clip(share - 0.85, 0, 1))
+    b = t.half_depth * np.sqrt(np.maximum(1 - np.clip(1 - share / 0.85, 0, 1) ** 2.1, 1e-4))
+    y = t.tilt * (0.55 - share) + 0.4 * t.kyphosis * (0.6 - np.abs(share - 0.45))
+    return a, b, y
+
+
+def cage_distance(t: Thorax, x: Array, y: Array, z: Array) -> Array:
+    """Signed distance (approximate) to the inner surface of the cage, negative inside."""
+    a, b, middle = cage(t, z)
+    u = np.abs(x) - t.split
+    r = np.sqrt((u / a) ** 2 + ((y - middle) / b) ** 2)
+    return (r - 1) * (0.5 * (a + b))
+
+
+def diaphragm(t: Thorax, x: Array, y: Array) -> Array:
+    """z of the diaphragm over (x, y), cm."""
+    right = x < 0
+    height = np.where(right, t.dome, t.dome_left)
+    across = np.abs(x) - 6.0
+    reach = np.where(across > 0, t.half_width + t.split - 5.4, 11.0)
+    q = (across / reach) ** 2 + ((y + 1.5) / (t.half_depth * 1.12)) ** 2
+    low = t.apex - t.lung_height - 0.6
+    return low + height * np.maximum(1 - q, 0) ** 0.6 - 1.5 * np.maximum(q - 1, 0)
+
+
+def heart_ellipsoids(t: Thorax) -> list[tuple[Array, Array, Array]]:
+    """Centre [3], half-axes [3] and axes [3, 3] of the ellipsoids that make up the heart."""
+    base = t.apex - t.lung_height - 0.6 + 0.5 * (t.dome + t.dome_left)
+    k = t.heart * (t.half_width + t.split) / 13.3
+    shift = t.heart_shift
+    long_axis = np.array([0.78, -0.35, -0.52])
+    long_axis /= np.linalg.norm(long_axis)
+    second = np.cross(long_axis, [0.0, 1.0, 0.0])
+    second /= np.linalg.norm(second)
+    third = np.cross(long_axis, second)
+    frame = np.stack([long_axis, second, third])
+    upright = np.eye(3)
+    front = -0.38 * t.half_depth
+    return [
+        (np.array([2.6 * k + shift, front, base + 3.2 * k]), np.array([6.3, 4.3, 4.4]) * k, frame),
+        (
+            np.array([-1.0 * k + shift, front + 0.8, base + 4.4 * k]),
+            np.array([3.5, 3.7, 4.6]) * k,
+            upright,
+        ),
+        (
+            np.array([1.6 * k + shift, front + 0.4, base + 7.2 * k]),
+            np.array([2.9, 3.0, 3.6]) * k,
+            upright,
+        ),
+    ]
+
+
+def ellipsoid_distance(
+    centre: Array, half_axes: Array, frame: Array, x: Array, y: Array, z: Array
+) -> Array:
+    dx, dy, dz = x - np.float32(centre[0]), y - np.float32(centre[1]), z - np.float32(centre[2])
+    r = 0.0
+    for axis, half in zip(frame, half_axes, strict=True):
+        part = [np.float32(c / half) * d for c, d in zip(axis, (dx, dy, dz), strict=True) if c]
+        total = part[0]
+        for other in part[1:]:
+            total = total + other
+        r = r + total * total
+    return (np.sqrt(r) - 1) * np.float32(half_axes.min())
+
+
+def mediastinum_distance(t: Thorax, x: Array, y: Array, z: Array) -> Array:
+    """Signed distance to spine, vessels and airways between the lungs, negative inside."""
+    arch = t.apex - 0.27 * t.lung_height
+    m = t.mediastinum
+    left = 2.5 * m + (0.55 + 1.0 * t.unfolding) * np.exp(-(((z - arch) / 1.55) ** 2))
+    left = left + 0.75 * np.exp(-(((z - arch + 3.8) / 1.6) ** 2))
+    right = 2.55 * m + (0.35 + 0.7 * t.unfolding) * np.exp(-(((z - arch + 2.5) / 3.0) ** 2))
+    spread = 0.5 * np.clip((z - t.apex + 3.0) / 3.0, 0, 2)
+    centre = t.scoliosis * 0.3
+    half = np.where(x > centre, left + spread, right + spread)
+    return (
+        np.sqrt(((x - centre) / half) ** 2 + ((y - 1.0) / (t.half_depth * 0.98)) ** 2) - 1
+    ) * half
+
+
+def body_distance(t: Thorax, x: Array, y: Array, z: Array) -> Array:
+    """Signed distance to the skin, negative inside."""
+    share = (t.apex - z) / t.lung_height
+    wall = 2.2 + t.fat
+    chest = t.half_width + t.split + wall + 0.10 * t.fat * np.clip(share - 0.5, 0, 1)
+    neck = 5.8 + 0.35 * t.fat
+    rise = 1 / (1 + np.exp(-(share + 0.09) / 0.035))
+    waist = 1 / (1 + np.exp(-(share - (0.33 if t.arms_up else 0.9)) / 0.05))
+    half_x = neck + (t.shoulder - neck) * rise + (chest - t.shoulder) * waist
+    _, _, middle = cage(t, z)
+    upper = 6.2 + 0.4 * t.fat
+    trunk = t.half_depth + wall
+    half_y = upper + (trunk - upper) * np.clip((share + 0.05) / 0.4, 0, 1)
+    r = (np.abs(x / half_x) ** 2.6 + np.abs((y - middle) / half_y) ** 2.6) ** (1 / 2.6)
+    return (r - 1) * half_y
+
+
+def rib_path(t: Thorax, number: int, side: int) -> Array:
+    """Centreline of a rib from its head to the end of its bone, cm [N, 3]."""
+    spacing = t.lung_height * 0.098
+    z0 = t.apex + 0.2 - (number - 1) * spacing
+    extent = {1: 0.72, 2: 0.78, 11: 0.5, 12: 0.36}.get(number, 0.82 if number < 8 else 0.74)
+    drop = {1: 2.2, 2: 4.2, 3: 6.0}.get(number, min(7.2 + 0.55 * (number - 4), 9.5))
+    drop *= t.lung_height / 25
+    s = np.linspace(0, 1, 72)
+    phi = np.pi * (s * extent - 0.02)  # 0 at the back, pi at the sternum
+    # A rib leaves the spine level, falls steeply at the side, and runs on falling to the front.
+    z = z0 - drop * (0.25 * s + 0.75 * s**1.7) + 0.5 * np.sin(np.pi * np.clip(s * 3, 0, 1))
+    a, b, middle = cage(t, z)
+    outward = 0.45
+    sine = np.sin(np.clip(phi, 0.0, np.pi))
+    x = (t.split + a + outward) * sine**0.9
+    back = np.where(np.cos(phi) > 0, 1.0, -1.0)
+    u = np.maximum(x - t.split, 0) / (a + outward)
+    inner = np.minimum(x / np.maximum(t.split, 1), 1)
+    y = middle + back * (b + outward) * np.sqrt(np.maximum(1 - u**2, 0)) * (0.8 + 0.2 * inner)
+    x = np.maximum(x, 2.0)
+    return np.stack([side * x + spine_shift(t, z), y, z], axis=1)
+
+
+def spine_shift(t: Thorax, z: Array) -> Array:
+    """Sideward position of the spine, cm."""
+    return t.scoliosis * np.sin(np.pi * (t.apex - z) / t.lung_height)
+
+
+def ribs(t: Thorax) -> list[Tube]:
+    """Twelve pairs of ribs."""
+    tubes = []
+    for side in (-1, 1):
+        for number in range(1, 13):
+            path = rib_path(t, number, side)
+            s = np.linspace(0, 1, len(path))
+            height = (0.62 if number > 1 else 0.75) * (0.85 + 0.3 * s)
+            height = height * (0.75 if number > 10 else 1.0)
+            middle = np.array([0.0, cage(t, path[:, 2])[2].mean(), 0.0])
+            flat = path - middle
+            flat[:, 2] = 0
+            flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+            tubes.append(Tube(path, height, 0.36, flat))
+    return tubes
+
+
+def clavicles(t: Thorax) -> list[Tube]:
+    """Both collar bones, from the sternum over the apices to the shoulders."""
+    tubes = []
+    rise = 1.0 if t.arms_up else 2.0
+    for side in (-1, 1):
+        s = np.linspace(0, 1, 50)
+        x = 1.8 + (t.shoulder - 4.3) * s
+        z = t.apex - 2.9 + rise * s + 0.7 * np.sin(2 * np.pi * s) * 0.5
+        _, b, middle = cage(t, z)
+        y = middle - 5.2 + 5.5 * s**1.6 - 1.0 * np.sin(2 * np.pi * s)
+        radius = 0.55 + 0.35 * (np.abs(s - 0.45) * 2) ** 3
+        tubes.append(Tube(np.stack([side * x, y, z], 1), radius))
+    return tubes
+
+
+def vertebra_levels(t: Thorax) -> Array:
+    """z of the middle of each vertebral body from C6 down to L2."""
+    pitch = t.lung_height * 0.099
+    return t.apex + 0.6 + pitch * (2.5 - np.arange(17)) * np.linspace(0.92, 1.06, 17)
+
+
+def spine(t: Thorax) -> list[Tube]:
+    """Vertebral bodies."""
+    tubes = []
+    for index, z in enumerate(vertebra_levels(t)):
+        half = t.lung_height * 0.099 * 0.40
+        size = 1.25 + 0.06 * index
+        _, b, middle = cage(t, np.array([z]))
+        y = float(middle[0]) + float(t.half_depth) * 0.62
+        x = float(spine_shift(t, np.array([z]))[0])
+        path = np.array([[x, y, z - half], [x, y, z], [x, y, z + half]])
+        tubes.append(Tube(path, size * 1.25, size, np.array([0.0, 1.0, 0.0])))
+    return tubes
+
+
+def spinous_processes(t: Thorax) -> list[Tube]:
+    """The backward, downward processes of the vertebrae and their pedicles."""
+    tubes = []
+    for z in vertebra_levels(t):
+        _, b, middle = cage(t, np.array([z]))
+        y = float(middle[0]) + float(t.half_depth) * 0.62 + 1.6
+        x = float(spine_shift(t, np.array([z]))[0])
+        tubes.append(Tube(np.array([[x, y + 0.6, z], [x, y + 3.2, z - 2.0]]), 0.42))
+        for side in (-1, 1):
+            tubes.append(
+                Tube(
+                    np.array(
+                        [[x + side * 1.1, y - 0.6, z + 0.3], [x + side * 1.2, y + 0.6, z + 0.3]]
+                    ),
+                    0.42,
+                )
+            )
+    return tubes
+
+
+def scapulae(t: Thorax) -> list[Tube]:
+    """Shoulder blades as their thick borders; the plate between is thin."""
+    tubes = []
+    out = 3.0 if t.arms_up else 0.0
+    for side in (-1, 1):
+        top = np.array([side * (t.split + 4.5 + out), t.half_depth * 0.75, t.apex - 3.0])
+        tip = np.array([side * (t.split + 5.5 + 1.6 * out), t.half_depth * 0.95, t.apex - 15.5])
+        glenoid = np.array([side * (t.shoulder - 4.2), 2.0, t.apex - 3.2])
+        tubes += [
+            Tube(np.stack([top, (top + tip) / 2 + [side * 0.3, 0.4, 0], tip]), 0.3),
+            Tube(np.stack([tip, (tip + glenoid) / 2 - [side * 0.4, 0, 0], glenoid]), 0.5),
+            Tube(np.stack([top, glenoid + [side * 1.0, 1.5, 1.5]]), 0.5),
+            Tube(np.stack([glenoid + [0, -0.4, -1.2], glenoid + [0, 0, 1.4]]), 1.1),
+        ]
+    return tubes
+
+
+def humeri(t: Thorax) -> list[Tube]:
+    """Heads and shafts of the upper arms."""
+    tubes = []
+    for side in (-1, 1):
+        head = np.array([side * (t.shoulder - 2.0), 0.5, t.apex - 3.0])
+        away = (
+            np.array([side * 14.0, -1.0, -8.0])
+            if t.arms_up
+            else np.array([side * 3.0, -1.0, -26.0])
+        )
+        tubes.append(Tube(np.stack([head + [0, 0, 1.6], head, head - [0, 0, 1.6]]), 2.0))
+        tubes.append(Tube(np.stack([head, head + away]), 1.1))
+    return tubes
+
+
+def lung_distance(t: Thorax, x: Array, y: Array, z: Array) -> tuple[Array, Array]:
+    """Signed distances to the lungs (with the pleural space) and to the heart."""
+    heart = None
+    for centre, half_axes, frame in heart_ellipsoids(t):
+        d = ellipsoid_distance(centre, half_axes, frame, x, y, z)
+        heart = d if heart is None else np.minimum(heart, d)
+    assert heart is not None
+    lung = np.maximum(cage_distance(t, x, y, z), 0.85 * (diaphragm(t, x, y) - z))
+    lung = np.maximum(lung, -mediastinum_distance(t, x, y, z))
+    return np.maximum(lung, -heart), heart
+
+
+def soft_density(t: Thorax, x: Array, y: Array, z: Array) -> Array:
+    """Density of the trunk before the lungs are cut out, as soft tissue, g/cm³."""
+    skin = body_distance(t, x, y, z)
+    inner = occupied(skin + np.float32(t.fat))
+    return FAT * occupied(skin) + (SOFT_TISSUE - FAT) * inner

@@ -1,0 +1,165 @@
+"""Findings as changes of the anatomy: who has what, where, how severe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from selfray.data.phantom.anatomy import Thorax, Traits
+
+FINDINGS = (
+    "pleural_effusion",
+    "pneumothorax",
+    "consolidation",
+    "nodule",
+    "cardiomegaly",
+    "fibrosis",
+    "atelectasis",
+    "rib_fracture",
+    "support_device",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding of a study.
+
+    Attributes:
+        name: One of `FINDINGS`.
+        side: -1 right, 1 left, 0 both or central.
+        severity: 0 (barely visible) to 1.
+        place: Meaning depends on the finding: zone, rib number, or position in the lung [3].
+        kind: Variant of the finding: device or shape.
+    """
+
+    name: str
+    side: int
+    severity: float
+    place: tuple[float, ...] = ()
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a patient has in one study; `labels` follow from it."""
+
+    findings: tuple[Finding, ...] = field(default=())
+
+    def of(self, name: str) -> list[Finding]:
+        return [f for f in self.findings if f.name == name]
+
+    def has(self, name: str) -> bool:
+        return any(f.name == name for f in self.findings)
+
+    @property
+    def labels(self) -> dict[str, int]:
+        return {name: int(self.has(name)) for name in FINDINGS}
+
+
+def _severity(rng: np.random.Generator) -> float:
+    return float(rng.beta(1.5, 1.3))
+
+
+def _side(rng: np.random.Generator) -> int:
+    return 1 if rng.random() < 0.5 else -1
+
+
+def draw_chronic(traits: Traits, rng: np.random.Generator) -> list[Finding]:
+    """Findings that a patient keeps from study to study."""
+    old = np.clip((traits.age - 40) / 50, 0, 1)
+    chosen = []
+    if rng.random() < 0.08 + 0.25 * old:
+        chosen.append(Finding("cardiomegaly", 0, _severity(rng)))
+    if rng.random() < 0.06 + 0.2 * old:
+        chosen.append(Finding("fibrosis", 0, _severity(rng)))
+    if rng.random() < 0.10 + 0.12 * old:
+        place = (rng.uniform(0.12, 0.75), rng.uniform(0.25, 0.95), rng.uniform(-0.7, 0.7))
+        kind = str(rng.choice(["round", "lobulated"]))
+        chosen.append(Finding("nodule", _side(rng), _severity(rng), place, kind))
+    return chosen
+
+
+def draw_status(
+    traits: Traits, chronic: list[Finding], acuity: float, rng: np.random.Generator
+) -> Status:
+    """Findings of one study, with the co-occurrence that wards see.
+
+    Args:
+        traits: The patient.
+        chronic: What the patient has in every study.
+        acuity: 0 for a clinic to 1 for an intensive care unit.
+        rng: Source of randomness of this study.
+    """
+    found = list(chronic)
+    failing = any(f.name == "cardiomegaly" for f in found)
+    if rng.random() < 0.09 + 0.25 * failing + 0.12 * acuity:
+        severity = _severity(rng)
+        if rng.random() < 0.4:
+            found += [
+                Finding("pleural_effusion", side, severity * rng.uniform(0.5, 1))
+                for side in (-1, 1)
+            ]
+        else:
+            found.append(Finding("pleural_effusion", _side(rng), severity))
+    effused = [f for f in found if f.name == "pleural_effusion"]
+    if rng.random() < 0.12 + 0.1 * acuity:
+        place = (rng.uniform(0.25, 0.8), rng.uniform(0.3, 0.9), rng.uniform(-0.6, 0.6))
+        found.append(Finding("consolidation", _side(rng), _severity(rng), place))
+    if rng.random() < 0.08 + 0.18 * bool(effused) + 0.14 * acuity:
+        kind = "plate" if rng.random() < 0.6 else "lobar"
+        found.append(Finding("atelectasis", _side(rng), _severity(rng), (rng.uniform(0, 1),), kind))
+    pneumothorax = None
+    effused_sides = {f.side for f in effused}
+    if rng.random() < 0.10 + 0.06 * acuity:
+        pneumothorax = Finding("pneumothorax", _side(rng), _severity(rng))
+        if pneumothorax.side not in effused_sides:
+            found.append(pneumothorax)
+        else:
+            pneumothorax = None
+    if rng.random() < 0.09 + 0.2 * (pneumothorax is not None):
+        side = pneumothorax.side if pneumothorax else _side(rng)
+        place = (float(rng.integers(3, 10)), rng.uniform(0.3, 0.75))
+        found.append(Finding("rib_fracture", side, _severity(rng), place))
+    found += _draw_devices(pneumothorax, failing, acuity, rng)
+    return Status(tuple(found))
+
+
+def _draw_devices(
+    pneumothorax: Finding | None, failing: bool, acuity: float, rng: np.random.Generator
+) -> list[Finding]:
+    devices = []
+
+    def add(kind: str, side: int) -> None:
+        devices.append(Finding("support_device", side, float(rng.random()), (), kind))
+
+    if pneumothorax and rng.random() < 0.5:
+        add("chest_tube", pneumothorax.side)
+    if rng.random() < 0.02 + 0.3 * acuity:
+        add("tracheal_tube", 0)
+        if rng.random() < 0.7:
+            add("gastric_tube", 0)
+    if rng.random() < 0.05 + 0.22 * acuity:
+        add("central_line", _side(rng))
+    if rng.random() < 0.04 + 0.08 * failing:
+        add("pacemaker", 1 if rng.random() < 0.8 else -1)
+    return devices
+
+
+def reshape(thorax: Thorax, status: Status) -> Thorax:
+    """The chest as the findings have changed its shape."""
+    t = thorax
+    for finding in status.findings:
+        s = finding.severity
+        if finding.name == "cardiomegaly":
+            t = replace(t, heart=max(t.heart, 1.0) * (1.14 + 0.28 * s))
+        elif finding.name == "fibrosis":
+            t = replace(t, dome=t.dome + 0.5 + 1.2 * s, dome_left=t.dome_left + 0.5 + 1.2 * s)
+        elif finding.name == "atelectasis" and finding.kind == "lobar":
+            rise = 1.0 + 2.0 * s
+            t = replace(t, heart_shift=t.heart_shift + finding.side * (0.4 + 0.8 * s))
+            if finding.side < 0:
+                t = replace(t, dome=t.dome + rise)
+            else:
+                t = replace(t, dome_left=t.dome_left + rise)
+    return t

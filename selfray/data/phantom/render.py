@@ -1,0 +1,312 @@
+"""One study of one patient in one beam: masses along every ray, and masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from selfray.data.phantom import anatomy
+from selfray.data.phantom.anatomy import Thorax, occupied
+from selfray.data.phantom.devices import device_tubes
+from selfray.data.phantom.findings import FINDINGS, Finding, Status
+from selfray.data.phantom.lungs import breast_path, fibrosis_strands, vessel_tree
+from selfray.data.phantom.physics import CORTICAL_BONE, MARROW, SOFT_TISSUE, STEEL
+from selfray.data.phantom.projection import Beam, Tube, march, project_tubes, splat
+
+MASK_LABELS = (
+    "right_lung",
+    "left_lung",
+    "right_upper_zone",
+    "right_middle_zone",
+    "right_lower_zone",
+    "left_upper_zone",
+    "left_middle_zone",
+    "left_lower_zone",
+    "heart",
+    "ribs",
+    "clavicles",
+)
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What the beam meets.
+
+    Attributes:
+        grams: Mass per area by material, g/cm² [H, W].
+        masks: bool [len(MASK_LABELS), H, W].
+        finding_masks: bool [len(FINDINGS), H, W].
+    """
+
+    grams: dict[str, np.ndarray]
+    masks: np.ndarray
+    finding_masks: np.ndarray
+
+
+def smooth_noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
+    """Noise of unit variance with `cells` bumps along a side, float32 [size, size]."""
+    coarse = rng.standard_normal((cells, cells)).astype(np.float32)
+    return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+
+
+def organ_function(t: Thorax, status: Status, supine: bool):
+    """Implicit quantities of the chest: density of soft tissue, and lengths by structure."""
+    effusions = {f.side: f for f in status.of("pleural_effusion")}
+    air = {f.side: f for f in status.of("pneumothorax")}
+
+    def organs(x, y, z):
+        lung_d, heart_d = anatomy.lung_distance(t, x, y, z)
+        cage_d = anatomy.cage_distance(t, x, y, z)
+        lung = occupied(lung_d)
+        body = anatomy.soft_density(t, x, y, z)
+        right = (x < 0).astype(np.float32)
+        values = {"heart": occupied(heart_d)}
+        density = np.float32(t.lung_density) * np.ones_like(lung)
+        for finding in status.of("consolidation") + status.of("nodule"):
+            centre, radius = lesion(t, finding)
+            r = np.sqrt(sum((p - c) ** 2 for p, c in zip((x, y, z), centre, strict=True)))
+            if finding.name == "nodule":
+                inside = occupied(r - radius, 0.4) * lung
+                density = np.maximum(density, inside * 1.04)
+            else:
+                wave = 0.25 * (np.sin(1.7 * x + centre[0]) + np.sin(1.3 * y) + np.sin(1.9 * z))
+                inside = np.clip(1.3 - r / radius + 0.5 * wave, 0, 1) * lung
+                inside = inside * (np.sign(x) == finding.side)
+                density = density + inside * (0.30 + 0.45 * finding.severity)
+            _add(values, finding.name, inside)
+        for finding in status.of("atelectasis"):
+            inside = atelectasis(t, finding, x, y, z) * lung
+            density = density + inside * (0.75 if finding.kind == "plate" else 0.5)
+            _add(values, finding.name, inside)
+        for finding in status.of("fibrosis"):
+            low = np.clip((t.apex - z) / t.lung_height * 1.6 - 0.5, 0, 1)
+            inside = low * np.clip(1 + cage_d / 3.5, 0, 1) * lung
+            density = density + inside * (0.10 + 0.22 * finding.severity)
+            _add(values, finding.name, inside * (0.15 + 0.2 * finding.severity))
+        for side, finding in air.items():
+            b = 0.8 + 3.4 * finding.severity
+            gap = b * np.clip(
+                1.25 - (t.apex - z) / t.lung_height * (1.5 - 0.7 * finding.severity), 0.0, 1.3
+            )
+            inside = occupied(-(cage_d + gap), 0.35) * lung * (np.sign(x) == side)
+            density = density * (1 - inside) + 0.002 * inside
+            pleura = np.clip(1 - np.abs(cage_d + gap) / 0.18, 0, 1) * lung * (np.sign(x) == side)
+            density = density + 0.55 * pleura * (gap > 0.2)
+            _add(values, "pneumothorax", inside)
+        for side, finding in effusions.items():
+            inside = effusion(t, finding, supine, cage_d, x, y, z) * lung * (np.sign(x) == side)
+            density = density * (1 - inside) + 1.02 * inside
+            _add(values, "pleural_effusion", inside)
+        if t.stomach > 0.3:
+            centre = np.array([6.0, -1.0, t.apex - t.lung_height - 0.6 + t.dome_left - 2.0])
+            gas = anatomy.ellipsoid_distance(
+                centre, np.array([t.stomach + 0.8, 2.2, 1.3]), np.eye(3), x, y, z
+            )
+            body = body * (1 - occupied(gas))
+        values["soft"] = body * (1 - lung) + lung * density
+        values["right_lung"] = lung * right
+        values["left_lung"] = lung * (1 - right)
+        return values
+
+    return organs
+
+
+def _add(values: dict, name: str, inside) -> None:
+    key = "finding:" + name
+    values[key] = values[key] + inside if key in values else inside
+
+
+def place_in_lung(t: Thorax, side: int, place: tuple[float, ...]) -> np.ndarray:
+    """Point at shares (apex to base, midline to wall, front -1 to back 1) of a lung, cm."""
+    z = t.apex - place[0] * t.lung_height * 0.82
+    a, b, middle = anatomy.cage(t, np.array(z))
+    return np.array([side * (2.8 + place[1] * (t.split + a - 3.8)), middle + 0.8 * place[2] * b, z])
+
+
+def lesion(t: Thorax, finding: Finding) -> tuple[np.ndarray, float]:
+    """Centre and radius of a nodule (5 to 40 mm across) or a consolidation, cm."""
+    centre = place_in_lung(t, finding.side, finding.place)
+    if finding.name == "nodule":
+        return centre, 0.35 + 1.65 * finding.severity**1.3
+    return centre, 2.6 + 2.8 * finding.severity
+
+
+def effusion(t, finding, supine, cage_d, x, y, z):
+    """Share of pleural fluid: a meniscus upright, a posterior layer on the back."""
+    s = finding.severity
+    if supine:
+        _, b, middle = anatomy.cage(t, z)
+        depth = (1.2 + 4.5 * s) * np.clip(
+            1.2 - (z - (t.apex - t.lung_height)) / t.lung_height, 0.2, 1
+        )
+        return occupied(middle + b - depth - y, 0.6)
+    base = t.apex - t.lung_height + 1.5 + 9.5 * s
+    climb = 2.5 * np.exp(np.minimum(cage_d, 0) / 1.6)
+    return occupied(z - base - climb, 0.5)
+
+
+def atelectasis(t, finding, x, y, z):
+    """Share of collapsed lung: plates above the diaphragm, or a basal wedge by the spine."""
+    side = np.sign(x) == finding.side
+    height = anatomy.diaphragm(t, x, y)
+    if finding.kind == "plate":
+        total = 0.0
+        for k in range(2 if finding.severity > 0.5 else 1):
+            level = height + 2.0 + 2.4 * k + 2.0 * finding.place[0]
+            plane = np.abs(z - level - 0.15 * (np.abs(x) - 6) * (1 if k else -1))
+            extent = np.clip(2.0 + 2.5 * finding.severity - 0.6 * np.abs(np.abs(x) - 7.5), 0, 1)
+            total = total + np.clip(1.2 - plane / (0.25 + 0.2 * finding.severity), 0, 1) * extent
+        return np.minimum(total, 1) * side
+    reach = 3.5 + 2.5 * finding.severity
+    wedge = np.clip((reach - 0.55 * (z - height) - 0.75 * (np.abs(x) - 2.5)) / 1.5, 0, 1)
+    return wedge * side * (y > -1)
+
+
+def render(
+    t: Thorax, status: Status, beam: Beam, supine: bool, anatomy_rng, study_rng
+) -> Rendering:
+    """Project one study.
+
+    Args:
+        t: The chest, findings' changes of shape included.
+        status: The findings.
+        beam: Geometry.
+        supine: True when the patient lies.
+        anatomy_rng: Randomness that all images of a patient share (vessels).
+        study_rng: Randomness that the images of a study share.
+    """
+    organs = organ_function(t, status, supine)
+    half_depth = t.half_depth + t.fat + 3.5 if beam.view != "LL" else t.shoulder + 1.0
+    grid = max(32, round(beam.size * 0.5))
+    paths = march(beam, organs, half_depth, grid, 44)
+    soft = paths["soft"]
+    bone, masks_bone = _bones(t, status, beam, study_rng)
+    soft = soft + _vessels(t, status, beam, organs, anatomy_rng)
+    soft = soft + breast_path(t, beam) + fibrosis_strands(t, status, beam, study_rng)
+    metal, devices, device_mask = device_tubes(t, status, beam, study_rng)
+    grams = {"soft": np.maximum(soft + devices, 0), "bone": bone, "metal": metal}
+    lungs, masks = _label_maps(paths, beam, masks_bone)
+    finding_masks = _finding_masks(paths, status, masks[8], masks_bone["fracture"], device_mask)
+    return Rendering(grams, masks, finding_masks)
+
+
+def _bones(t, status, beam, rng):
+    shell, size = t.bone_density, beam.size
+    tubes = anatomy.ribs(t)
+    fracture = np.zeros((size, size), bool)
+    for finding in status.of("rib_fracture"):
+        index = (0 if finding.side < 0 else 12) + int(finding.place[0]) - 1
+        tubes, spot = _break(tubes, index, finding)
+        column, row, magnification = beam.project(spot)
+        radius = 1.3 * magnification / beam.field * size
+        canvas = np.zeros((size, size), np.uint8)
+        cv2.circle(
+            canvas, (round(float(column)), round(float(row))), max(2, round(float(radius))), 1, -1
+        )
+        fracture |= canvas > 0
+    outer, inner = project_tubes(beam, tubes), project_tubes(beam, tubes, 0.13)
+    extra = MARROW - SOFT_TISSUE
+    bone = (outer - inner) * CORTICAL_BONE * 0.75 * shell + inner * 0.22 * shell
+    collar = project_tubes(beam, anatomy.clavicles(t))
+    collar_inner = project_tubes(beam, anatomy.clavicles(t), 0.2)
+    bone += (collar - collar_inner) * CORTICAL_BONE * 0.7 * shell + collar_inner * 0.25 * shell
+    body = project_tubes(beam, anatomy.spine(t))
+    bone += body * 0.20 * shell + extra * 0
+    bone += (body - project_tubes(beam, anatomy.spine(t), 0.14)) * 0.6 * shell
+    back = anatomy.spinous_processes(t)
+    bone += project_tubes(beam, back) * 0.45 * shell
+    blades = anatomy.scapulae(t) + anatomy.humeri(t)
+    bone += project_tubes(beam, blades) * 0.35 * shell
+    bone += (project_tubes(beam, blades) - project_tubes(beam, blades, 0.15)) * 0.8 * shell
+    return bone, {"ribs": outer > 0.25, "clavicles": collar > 0.3, "fracture": fracture}
+
+
+def _break(tubes: list[Tube], index: int, finding: Finding) -> tuple[list[Tube], np.ndarray]:
+    """Split one rib, shift the far piece, and thicken the ends."""
+    tube = tubes[index]
+    n = len(tube.centre)
+    at = int(finding.place[1] * n)
+    gap = 0.25 + 0.55 * finding.severity
+    shift = np.array([0.0, 0.0, -gap])
+    radius = np.broadcast_to(tube.radius, n)
+    assert tube.flat is not None
+    near = Tube(tube.centre[:at], radius[:at], 0.36, tube.flat[:at])
+    far = Tube(tube.centre[at + 1 :] + shift, radius[at + 1 :], 0.36, tube.flat[at + 1 :])
+    return [*tubes[:index], near, far, *tubes[index + 1 :]], tube.centre[at]
+
+
+def _vessels(t, status, beam, organs, rng):
+    points, radius, length = vessel_tree(t, rng)
+    x, y, z = points.T.astype(np.float32)
+    values = organs(x, y, z)
+    inside = values["right_lung"] + values["left_lung"]
+    contrast = np.clip(1.05 - values["soft"], 0, 1) * (values["soft"] > 0.05) * inside
+    volume = np.pi * radius**2 * length * contrast
+    pixel = beam.field / beam.size
+    total = np.zeros((beam.size, beam.size), np.float32)
+    edges = [0, 0.06, 0.1, 0.16, 0.26, 0.45, 9]
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        chosen = (radius >= low) & (radius < high)
+        if chosen.any():
+            layer = splat(beam, points[chosen], volume[chosen])
+            # A chord profile 2 sqrt(r² - d²) has the standard deviation r / 2.
+            sigma = float(radius[chosen].mean()) / 2 / pixel
+            total += cv2.GaussianBlur(layer, (0, 0), sigma) if sigma > 0.3 else layer
+    return total
+
+
+def _label_maps(paths, beam, bones):
+    lungs = np.stack([paths["right_lung"] > 2.5, paths["left_lung"] > 2.5])
+    heart = paths["heart"] > 2.0
+    if beam.view != "LL":
+        lungs &= ~heart
+    masks = np.zeros((len(MASK_LABELS), beam.size, beam.size), bool)
+    masks[:2] = lungs
+    for index, lung in enumerate(lungs):
+        rows = np.flatnonzero(lung.any(axis=1))
+        if len(rows):
+            edges = np.linspace(rows[0], rows[-1] + 1, 4).round().astype(int)
+            for zone in range(3):
+                part = slice(edges[zone], edges[zone + 1])
+                masks[2 + 3 * index + zone, part] = lung[part]
+    masks[8], masks[9], masks[10] = heart, bones["ribs"], bones["clavicles"]
+    return lungs, masks
+
+
+def _finding_masks(paths, status, heart, fracture, devices):
+    masks = np.zeros((len(FINDINGS), *heart.shape), bool)
+    thresholds = {"pneumothorax": 0.6, "nodule": 0.15, "fibrosis": 0.25}
+    for index, name in enumerate(FINDINGS):
+        if not status.has(name):
+            continue
+        if name == "cardiomegaly":
+            masks[index] = heart
+        elif name == "rib_fracture":
+            masks[index] = fracture
+        elif name == "support_device":
+            masks[index] = devices
+        else:
+            masks[index] = paths["finding:" + name] > thresholds.get(name, 0.5)
+    return masks
+
+
+def breathe(t: Thorax, inspiration: float, supine: bool) -> Thorax:
+    """The chest at another depth of breath.
+
+    Args:
+        t: At full inspiration.
+        inspiration: 1 is full, 0 is a shallow breath.
+        supine: Lying widens the mediastinum and lifts the diaphragm.
+    """
+    lift = (1 - inspiration) * 3.2 + (1.0 if supine else 0)
+    return replace(
+        t,
+        dome=t.dome + lift,
+        dome_left=t.dome_left + lift,
+        heart=t.heart * (1 + 0.03 * lift / 2),
+        mediastinum=t.mediastinum * (1.12 if supine else 1.0) * (1 + 0.02 * lift),
+        lung_density=t.lung_density * (1 + 0.06 * lift),
+        arms_up=not supine,
+    )
