@@ -123,15 +123,6 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True)
-class InitConfig:
-    """Continuing from an encoder."""
-
-    head_warmup: int = _setting(
-        500, "steps for which only a fresh head is trained, when --init comes without one"
-    )
-
-
-@dataclass(frozen=True)
 class EngineConfig:
     """How it is computed; does not change what is computed, but for rounding."""
 
@@ -155,6 +146,15 @@ class PretrainConfig:
     checkpoint_every: int = _setting(1000, "steps between checkpoints")
     keep_checkpoints: int = _setting(3, "newest checkpoints kept, beside the best")
     evaluate_every: int = _setting(0, "steps between probes; 0: none")
+    evaluate_images: int = _setting(2000, "images of each split in a probe, at most")
+    data: tuple[str, ...] = _setting((), "dataset directories")
+    init: str = _setting("", "encoder to continue from; empty: from random weights")
+    head_warmup: int = _setting(
+        500, "steps for which only a fresh head is trained, when init comes without one"
+    )
+    guard: float = _setting(
+        0.0, "stop when the probe's macro-AUROC falls this far below the start; 0: never"
+    )
     encoder: EncoderConfig = EncoderConfig()
     crops: CropsConfig = CropsConfig()
     masks: MasksConfig = MasksConfig()
@@ -162,7 +162,6 @@ class PretrainConfig:
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     teacher: TeacherConfig = TeacherConfig()
-    init: InitConfig = InitConfig()
     engine: EngineConfig = EngineConfig()
 
     @property
@@ -196,7 +195,11 @@ def from_json(text: str, where: Path | str) -> PretrainConfig:
 
 
 def differences(before: PretrainConfig, after: PretrainConfig) -> list[str]:
-    """Fields that differ, each as `group.field: before -> after`."""
+    """Fields that differ, each as `group.field: before -> after`.
+
+    Where the data lies is left out: a run is tied to the data's fingerprint, not to its path.
+    """
+    after = dataclasses.replace(after, data=before.data)
     old, new = _flat(dataclasses.asdict(before)), _flat(dataclasses.asdict(after))
     return [f"{name}: {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
 
@@ -244,7 +247,7 @@ _SHARES = {
 }  # fmt: skip
 _MAY_BE_ZERO = _SHARES | {
     "seed", "evaluate_every", "encoder.registers", "crops.local_count", "loss.dino_weight",
-    "loss.ibot_weight", "loss.koleo_weight", "optimizer.weight_decay", "init.head_warmup",
+    "loss.ibot_weight", "loss.koleo_weight", "optimizer.weight_decay", "head_warmup", "guard",
     "optimizer.learning_rate_end", "optimizer.patch_embed_factor", "encoder.layerscale_init",
 }  # fmt: skip
 
@@ -307,6 +310,8 @@ def _build(kind: Any, values: Any, where: str) -> Any:
 def _checked(kind: Any, value: Any, where: str) -> Any:
     if kind == Pair and isinstance(value, list) and len(value) == 2:
         return tuple(float(v) for v in value)
+    if kind == tuple[str, ...] and isinstance(value, list):
+        return tuple(str(v) for v in value)
     if kind is float and type(value) in (int, float):
         return float(value)
     if typing.get_origin(kind) is Literal and value in typing.get_args(kind):

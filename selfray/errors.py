@@ -34,3 +34,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     suggestion = f"Did you mean {close[0]!r}? " if close else ""
     return f"{suggestion}Allowed: {', '.join(allowed)}."
+
+
+class RunStopped(Exception):
+    """A run cannot go on, and what it learned is saved; the command line exits with 1, one line."""

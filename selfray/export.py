@@ -1,0 +1,55 @@
+"""From a run's teacher to `RUN/encoder/`, which other tools load."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from selfray.data.dataset import RadiographDataset
+from selfray.models.published import save_encoder
+from selfray.objectives.student_teacher import StudentTeacher
+from selfray.run_directory import RunDirectory
+
+
+def export_encoder(run: RunDirectory, networks: StudentTeacher, step: int) -> None:
+    """Write the teacher, its heads and a model card to `RUN/encoder/`.
+
+    Args:
+        run: Whose teacher this is.
+        networks: Holds the teacher.
+        step: Steps done.
+    """
+    teacher = networks.teacher
+    heads = {
+        name: {key: tensor.detach().cpu() for key, tensor in teacher[name].state_dict().items()}
+        for name in ("dino_head", "ibot_head")
+        if name in teacher
+    }
+    save_encoder(
+        teacher["encoder"],
+        run.path / "encoder",
+        mean=networks.mean,
+        std=networks.std,
+        card=_card(run, step),
+        heads=heads,
+    )
+
+
+def _card(run: RunDirectory, step: int) -> dict[str, Any]:
+    """What the model card says of the run."""
+    infos = [RadiographDataset(path).info for path in run.config.data]
+    probes = [record for record in run.probes() if record["step"] == step]
+    return {
+        "synthetic": all(info["synthetic"] for info in infos),
+        "data": [
+            {key: info[key] for key in ("name", "origin", "licence", "fingerprint")}
+            | {"images": info["counts"]["images"]}
+            for info in infos
+        ],
+        "recipe": run.config.recipe,
+        "init": run.config.init or "random weights",
+        "step": step,
+        "batch_size": run.config.batch_size,
+        "validation": {
+            key: probes[-1][key] for key in ("macro_auroc", "sex_auroc", "age_r2")
+        } if probes else {},
+    }  # fmt: skip

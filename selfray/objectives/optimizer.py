@@ -1,0 +1,138 @@
+"""AdamW with layer-wise learning rates, and gradient clipping by submodule."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def layer_wise_rate(name: str, depth: int, layer_decay: float, patch_embed_factor: float) -> float:
+    """The learning-rate factor of one parameter.
+
+    Args:
+        name: Parameter name, beginning with `encoder.` or the name of a head.
+        depth: Number of blocks of the encoder.
+        layer_decay: Factor from a block to the one below it, 0 to 1.
+        patch_embed_factor: Further factor of the patch embedding.
+
+    Returns:
+        layer_decay ** (depth + 1 - layer); the tokens, position and patch embedding are layer 0,
+        block i is layer i + 1, the final norm and the heads are layer depth + 1.
+
+    Reference:
+        Bao et al., BEiT, ICLR 2022; DINOv2's `get_vit_lr_decay_rate`.
+    """
+    layer = depth + 1
+    if name.startswith("encoder.blocks."):
+        layer = int(name.split(".")[2]) + 1
+    elif name.startswith("encoder.") and not name.startswith("encoder.norm."):
+        layer = 0
+    factor = patch_embed_factor if name.startswith("encoder.patch_embed.") else 1.0
+    return factor * layer_decay ** (depth + 1 - layer)
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay applies: not on biases, norms, LayerScale."""
+    return not (name.endswith(".bias") or ".norm" in name or name.endswith(".gamma"))
+
+
+def build_optimizer(
+    student: nn.Module,
+    *,
+    depth: int,
+    layer_decay: float,
+    patch_embed_factor: float,
+    betas: tuple[float, float],
+) -> torch.optim.AdamW:
+    """AdamW with one parameter group for each (learning-rate factor, decay, kind).
+
+    Args:
+        student: Holds `encoder` and heads; frozen parameters are left out.
+        depth: Number of blocks of the encoder.
+        layer_decay: See `layer_wise_rate`.
+        patch_embed_factor: See `layer_wise_rate`.
+        betas: Of AdamW.
+    """
+    groups: defaultdict[tuple[float, bool, str], list[Tensor]] = defaultdict(list)
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad:
+            rate = layer_wise_rate(name, depth, layer_decay, patch_embed_factor)
+            groups[rate, decays(name), _kind(name)].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "rate": rate, "decays": decay, "kind": kind}
+            for (rate, decay, kind), parameters in groups.items()
+        ],
+        lr=0.0,
+        betas=betas,
+        fused=True,
+    )
+
+
+def set_rates(
+    optimizer: torch.optim.Optimizer,
+    learning_rate: float,
+    weight_decay: float,
+    frozen: Iterable[str] = (),
+) -> None:
+    """Set this step's learning rate and weight decay.
+
+    Args:
+        optimizer: From `build_optimizer`.
+        learning_rate: Before layer-wise factors.
+        weight_decay: Where it applies.
+        frozen: Kinds that do not move in this step: `encoder`, `prototypes`.
+    """
+    frozen = set(frozen)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0 if group["kind"] in frozen else learning_rate * group["rate"]
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
+
+
+def clip_gradients(student: nn.Module, largest: float) -> Tensor:
+    """Clip the gradient norm of each submodule (encoder, heads) on its own.
+
+    Args:
+        student: Holds `encoder` and heads.
+        largest: Largest norm of a submodule's gradient.
+
+    Returns:
+        Norm of the encoder's gradient before clipping, scalar.
+    """
+    norms: dict[str, Tensor] = {}
+    for name, child in student.named_children():
+        norms[name] = nn.utils.clip_grad_norm_(child.parameters(), largest)
+    return norms["encoder"]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, student: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name, e.g. `encoder.norm.weight.exp_avg`."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in student.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}.{key}"] = value
+    return tensors
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, student: nn.Module, tensors: dict[str, Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` took out."""
+    parameters = dict(student.named_parameters())
+    state: dict[nn.Parameter, dict[str, Any]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        parameter_name, key = name.rsplit(".", 1)
+        parameter = parameters[parameter_name]
+        # A step count stays a CPU tensor unless the optimizer is fused on the GPU.
+        state[parameter][key] = tensor.to(parameter.device) if key != "step" else tensor
+    optimizer.state = defaultdict(dict, state)
+
+
+def _kind(name: str) -> str:
+    if ".last_layer." in name:
+        return "prototypes"
+    return "encoder" if name.startswith("encoder.") else "head"

@@ -1,0 +1,432 @@
+"""Pre-training on images alone: read `pretrain` from top to bottom and you have the method."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from selfray import distributed
+from selfray.checkpoint import load_newest, rotate, save_checkpoint
+from selfray.config import PretrainConfig, validate
+from selfray.data.crops import MultiCrop
+from selfray.data.dataset import RadiographDataset, write_atomically
+from selfray.data.loader import CropBatch, CropLoader
+from selfray.data.sampler import Purpose, generator_at
+from selfray.errors import InputError, Interrupted, RunStopped
+from selfray.export import export_encoder
+from selfray.initialise import initialise
+from selfray.objectives.optimizer import (
+    build_optimizer,
+    clip_gradients,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_rates,
+)
+from selfray.objectives.schedules import cosine, linear
+from selfray.objectives.student_teacher import StudentTeacher
+from selfray.probe import Probe
+from selfray.run_directory import RunDirectory
+
+
+def pretrain(config: PretrainConfig, out: Path, *, resume: str = "auto") -> Path:
+    """Pre-train an encoder, or go on with an unfinished run.
+
+    Args:
+        config: The run. `data` names dataset directories.
+        out: Run directory.
+        resume: `auto`, `must` (never begins) or `never` (never resumes).
+
+    Returns:
+        `out`, with `encoder/` in it.
+
+    Raises:
+        InputError: Config, data or run directory are not fit for this.
+        Interrupted: SIGINT or SIGTERM; the state is saved.
+        RunStopped: The loss is not finite, or the guard found the probe falling.
+    """
+    validate(config)
+    device = distributed.start()
+    datasets = open_data(config)
+    run = RunDirectory(out, config, [d.fingerprint for d in datasets], resume)
+    if run.done:
+        _say(f"{out} is finished ({(out / 'DONE').read_text().strip()}); nothing to do.")
+        return out
+    loader = build_loader(config, datasets)
+    networks, origins, fresh_head = initialise(config)
+    networks.to(device)
+    optimizer = build_optimizer(
+        networks.student,
+        depth=networks.depth,
+        layer_decay=config.optimizer.layer_decay,
+        patch_embed_factor=config.optimizer.patch_embed_factor,
+        betas=(config.optimizer.beta1, config.optimizer.beta2),
+    )
+    probe = Probe(datasets, config, device)
+    if distributed.rank() == 0:
+        run.begin()
+    first = _restore(run, networks, optimizer, origins)
+    _keep_freed_memory()
+    cv2.setNumThreads(1)
+    frozen_steps = config.head_warmup if fresh_head else 0
+    autocast = _autocast(config, device)
+
+    if first == 0:
+        _probe(run, probe, networks, 0)
+    with _signals() as interrupted, _progress(config.steps, first) as bar:
+        batches = loader.batches(first, config.steps)
+        for step in range(first, config.steps):
+            began = time.perf_counter()
+            batch = next(batches)
+            values = scheduled(config, step, frozen_steps)
+            torch.manual_seed(_torch_seed(config.seed, step))
+            terms = _step(networks, optimizer, _on(batch, device), config, values, autocast)
+            record = {k: float(v) for k, v in terms.items()} | values.record()
+            if not math.isfinite(record["loss"]):
+                _stop_not_finite(run, step, record, batch)
+            record |= _speed(config.batch_size, time.perf_counter() - began)
+            if distributed.rank() == 0:
+                run.append({"kind": "step", "step": step + 1, **record,
+                            "bad_images": batch.bad_images})  # fmt: skip
+            bar.set_postfix(loss=f"{record['loss']:.3f}", cosine=f"{record['mean_cosine']:.2f}")
+            bar.update()
+
+            done = step + 1
+            probe_due = bool(config.evaluate_every) and (
+                done % config.evaluate_every == 0 or done == config.steps
+            )
+            if probe_due:
+                _probe(run, probe, networks, done)
+            stop = distributed.any_rank(bool(interrupted), device)
+            if probe_due or stop or done in {1, config.steps} or not done % config.checkpoint_every:
+                _save(run, done, networks, optimizer, config.keep_checkpoints)
+            if probe_due and config.guard:
+                _guard(run, config.guard)
+            if stop and done < config.steps:
+                raise Interrupted(f"stopped at step {done}, state saved; the same command resumes")
+    return _finish(run, networks, config)
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """The scheduled values of one step."""
+
+    learning_rate: float
+    weight_decay: float
+    teacher_momentum: float
+    teacher_temperature: float
+    frozen: tuple[str, ...]
+
+    def record(self) -> dict[str, float]:
+        """What goes into the metrics."""
+        return {k: v for k, v in asdict(self).items() if k != "frozen"}
+
+
+def scheduled(config: PretrainConfig, step: int, frozen_steps: int) -> Scheduled:
+    """The scheduled values of a step.
+
+    Args:
+        config: The run.
+        step: 0 to config.steps - 1.
+        frozen_steps: Steps at the beginning in which the encoder stays as it is.
+    """
+    o, steps = config.optimizer, config.steps
+    frozen = []
+    if step < o.freeze_last_layer * steps:
+        frozen.append("prototypes")
+    if step < frozen_steps:
+        frozen = ["encoder"]  # a fresh head has to learn all of itself
+    return Scheduled(
+        learning_rate=cosine(
+            step, steps, config.peak_learning_rate, o.learning_rate_end, int(o.warmup * steps)
+        ),
+        weight_decay=cosine(step, steps, *o.weight_decay),
+        teacher_momentum=cosine(step, steps, *config.teacher.momentum),
+        teacher_temperature=linear(
+            step,
+            int(config.loss.teacher_temperature_warmup * steps),
+            *config.loss.teacher_temperature,
+        ),
+        frozen=tuple(frozen),
+    )
+
+
+def open_data(config: PretrainConfig) -> list[RadiographDataset]:
+    """Open the run's datasets, and refuse images that are smaller than a global crop.
+
+    Raises:
+        InputError: No data, not a dataset, or images too small.
+    """
+    if not config.data:
+        raise InputError("no data. Give --data DIR, made by `selfray ingest` or `selfray phantom`.")
+    datasets = [RadiographDataset(path) for path in config.data]
+    for dataset in datasets:
+        sides = [min(dataset.pixels(row).shape) for row in range(min(16, len(dataset)))]
+        if min(sides) < config.crops.global_size:
+            raise InputError(
+                f"{dataset.directory} has images of {min(sides)} pixels, smaller than "
+                f"crops.global_size {config.crops.global_size}. Make the dataset with --size "
+                f"{config.crops.global_size} or more, or set a smaller --crops.global-size."
+            )
+    return datasets
+
+
+def build_loader(config: PretrainConfig, datasets: list[RadiographDataset]) -> CropLoader:
+    """The loader of this rank's slots."""
+    return CropLoader(
+        datasets,
+        "train",
+        multi_crop=MultiCrop(**asdict(config.crops)),
+        grid=config.crops.global_size // config.encoder.patch_size,
+        mask_probability=config.masks.probability,
+        mask_ratio=config.masks.ratio,
+        batch_size=config.batch_size,
+        slots=distributed.slice_of_batch(config.batch_size),
+        seed=config.seed,
+        threads=config.engine.loader_threads,
+    )
+
+
+def _step(
+    networks: StudentTeacher,
+    optimizer: torch.optim.Optimizer,
+    batch: CropBatch,
+    config: PretrainConfig,
+    values: Scheduled,
+    autocast: Any,
+) -> dict[str, Tensor]:
+    """One optimizer step; returns the mean of each loss term and what is watched."""
+    parts = batch.parts(config.engine.accumulate)
+    weights = {
+        "dino_global": config.loss.dino_weight,
+        "dino_local": config.loss.dino_weight,
+        "ibot": config.loss.ibot_weight,
+        "koleo": config.loss.koleo_weight,
+    }
+    networks.student.train()
+    with autocast:
+        targets, watched = networks.teacher_targets(parts, values.teacher_temperature)
+    sums: dict[str, Tensor] = {}
+    for part, target in zip(parts, targets, strict=True):
+        with autocast:
+            terms = networks.losses(part, target, config.loss.student_temperature, weights)
+        loss = sum(weights[name] * term for name, term in terms.items()) / len(parts)
+        loss.backward()
+        for name, term in {**terms, "total": loss.detach() * len(parts)}.items():
+            sums[name] = sums.get(name, 0) + term.detach() / len(parts)
+    distributed.average_gradients(networks.student.parameters())
+    norm = clip_gradients(networks.student, config.optimizer.gradient_clip)
+    set_rates(optimizer, values.learning_rate, values.weight_decay, values.frozen)
+    finite = torch.isfinite(sums["total"])
+    if finite:
+        optimizer.step()
+        networks.update_teacher(values.teacher_momentum)
+    optimizer.zero_grad(set_to_none=True)
+    averaged = {name: distributed.mean_over_ranks(value) for name, value in sums.items()}
+    return {
+        "loss": averaged.pop("total"),
+        **{f"loss_{name}": value for name, value in averaged.items()},
+        **watched,
+        "gradient_norm": norm,
+    }
+
+
+def _restore(
+    run: RunDirectory,
+    networks: StudentTeacher,
+    optimizer: torch.optim.Optimizer,
+    origins: list[str],
+) -> int:
+    """Take up the newest whole checkpoint, or say where fresh tensors came from; steps done."""
+    checkpoint, damaged = load_newest(run.checkpoints)
+    for line in damaged:
+        _say(f"warning: {line}; the one before is used")
+    if checkpoint is None:
+        for line in origins:
+            _say(line)
+        if distributed.rank() == 0:
+            run.truncate_metrics(-1)
+        return 0
+    put_back(networks, optimizer, checkpoint.tensors)
+    if distributed.rank() == 0:
+        run.truncate_metrics(checkpoint.step)
+    _say(f"resuming {run.path} at step {checkpoint.step}")
+    return checkpoint.step
+
+
+def state_tensors(networks: StudentTeacher, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Every tensor that a step changes, by name."""
+    state = {f"networks.{name}": tensor for name, tensor in networks.state_dict().items()}
+    for name, tensor in optimizer_tensors(optimizer, networks.student).items():
+        state[f"optimizer.{name}"] = tensor
+    return state
+
+
+def put_back(
+    networks: StudentTeacher, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    """Undo `state_tensors`."""
+    of = lambda prefix: {  # noqa: E731
+        name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)
+    }
+    networks.load_state_dict(of("networks."))
+    load_optimizer_tensors(optimizer, networks.student, of("optimizer."))
+
+
+def _save(
+    run: RunDirectory,
+    step: int,
+    networks: StudentTeacher,
+    optimizer: torch.optim.Optimizer,
+    keep: int,
+) -> None:
+    """Write a checkpoint; the first one is read back, so that a save that cannot be read shows now."""
+    if distributed.rank() == 0:
+        run.sync_metrics()
+        save_checkpoint(run.checkpoints, step, state_tensors(networks, optimizer))
+        if step == 1:
+            load_newest(run.checkpoints)
+        best = run.mark_best()
+        rotate(run.checkpoints, keep, set() if best is None else {best})
+    distributed.barrier()
+
+
+def _probe(run: RunDirectory, probe: Probe, networks: StudentTeacher, step: int) -> None:
+    """Judge the teacher with frozen features, and export it when it is the best so far."""
+    if probe.possible and run.config.evaluate_every and distributed.rank() == 0:
+        run.append({"kind": "probe", "step": step, **probe(networks)})
+        best = run.mark_best()
+        if best == step:
+            export_encoder(run, networks, step)
+        last = run.probes()[-1]
+        _say(f"step {step}: validation macro-AUROC {last['macro_auroc']:.3f}, best at step {best}")
+    distributed.barrier()
+
+
+def _guard(run: RunDirectory, margin: float) -> None:
+    probes = run.probes()
+    if probes and probes[0]["macro_auroc"] - probes[-1]["macro_auroc"] > margin:
+        best = run.mark_best()
+        raise RunStopped(
+            f"guard: the probe fell from {probes[0]['macro_auroc']:.3f} at step 0 to "
+            f"{probes[-1]['macro_auroc']:.3f} at step {probes[-1]['step']}, more than the margin "
+            f"{margin}. {run.path / 'encoder'} holds the best, of step {best}. Lower the learning "
+            "rate, or raise --guard."
+        )
+
+
+def _finish(run: RunDirectory, networks: StudentTeacher, config: PretrainConfig) -> Path:
+    if distributed.rank() == 0:
+        best = run.mark_best()
+        if best is None:
+            export_encoder(run, networks, config.steps)
+        run.finish(
+            f"{config.steps} steps; encoder of step {config.steps if best is None else best}"
+        )
+    distributed.barrier()
+    return run.path
+
+
+def _stop_not_finite(
+    run: RunDirectory, step: int, record: dict[str, float], batch: CropBatch
+) -> None:
+    where = run.path / f"not_finite_step_{step + 1:08d}_rank_{distributed.rank()}.json"
+    content = {"step": step + 1, "values": {k: str(v) for k, v in record.items()},
+               "image_ids": batch.image_ids}  # fmt: skip
+    write_atomically(where, json.dumps(content, indent=2).encode())
+    terms = [name for name, value in record.items() if not math.isfinite(value)]
+    raise RunStopped(
+        f"step {step + 1}: {', '.join(terms)} not finite. The weights before this step are in the "
+        f"newest checkpoint, the images' ids in {where}. Lower optimizer.learning_rate or use "
+        "engine.precision float32."
+    )
+
+
+def _on(batch: CropBatch, device: torch.device) -> CropBatch:
+    if device.type == "cpu":
+        return batch
+    move = lambda t: t.pin_memory().to(device, non_blocking=True)  # noqa: E731
+    return CropBatch(
+        move(batch.global_crops), move(batch.local_crops), move(batch.masks),
+        batch.image_ids, batch.bad_images,
+    )  # fmt: skip
+
+
+def _autocast(config: PretrainConfig, device: torch.device) -> Any:
+    precision = config.engine.precision
+    if precision == "auto":
+        fast = (
+            torch.cuda.is_bf16_supported()
+            if device.type == "cuda"
+            else torch.cpu._is_avx512_bf16_supported()
+        )
+        precision = "bfloat16" if fast else "float32"
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def _torch_seed(seed: int, step: int) -> int:
+    """Seed of drop path in one step; ranks differ, since they hold different images."""
+    generator = generator_at(seed, Purpose.TORCH, step, distributed.rank())
+    return int(generator.integers(0, 2**62))
+
+
+def _speed(batch_size: int, seconds: float) -> dict[str, float]:
+    if torch.cuda.is_available():
+        memory = torch.cuda.max_memory_allocated()
+    else:
+        memory = psutil.Process().memory_info().rss
+    return {"images_per_second": batch_size / seconds, "memory_gib": memory / 2**30}
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed blocks: returning them to the kernel costs a CPU step a fifth."""
+    if sys.platform == "linux":
+        try:
+            libc = ctypes.CDLL("libc.so.6")
+            m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+            libc.mallopt(m_mmap_threshold, 2**30)
+            libc.mallopt(m_trim_threshold, 2**31 - 1)
+        except (OSError, AttributeError):
+            pass  # another C library: slower, not wrong
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying in the middle of a step."""
+    caught: list[int] = []
+    old = {
+        s: signal.signal(s, lambda number, _: caught.append(number))
+        for s in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield caught
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _progress(steps: int, first: int) -> tqdm:
+    return tqdm(total=steps, initial=first, unit="step", disable=distributed.rank() != 0,
+                smoothing=0.05, dynamic_ncols=True)  # fmt: skip
+
+
+def _say(line: str) -> None:
+    if distributed.rank() == 0:
+        tqdm.write(line, file=sys.stderr)

@@ -1,0 +1,87 @@
+"""The probe of a run: how good are the teacher's frozen features now?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from selfray.config import PretrainConfig
+from selfray.data.dataset import RadiographDataset
+from selfray.data.sampler import Purpose, generator_at
+from selfray.evals.linear_probe import target_values, validation_probe
+from selfray.models.published import Encoder
+from selfray.objectives.student_teacher import StudentTeacher
+
+_BATCH = 64
+_METADATA = ("sex", "age_years")
+
+
+class Probe:
+    """Linear probes on frozen CLS and mean patch tokens, fitted on train, scored on validate.
+
+    Args:
+        datasets: The run's data; findings that all of them have are probed.
+        config: The run; its seed chooses the images.
+        device: Where the encoder is.
+    """
+
+    def __init__(
+        self, datasets: Sequence[RadiographDataset], config: PretrainConfig, device: torch.device
+    ) -> None:
+        self._image_size, self._device = config.encoder.image_size, device
+        findings = [f for f in datasets[0].findings if all(f in d.findings for d in datasets)]
+        self.names = (*findings, *_METADATA)
+        self._train, self._train_labels = self._choose(datasets, "train", config)
+        self._validate, self._validate_labels = self._choose(datasets, "validate", config)
+
+    @property
+    def possible(self) -> bool:
+        """Whether there is any label to probe for, in both splits."""
+        return all(
+            len(labels) > 0 and not np.isnan(labels).all()
+            for labels in (self._train_labels, self._validate_labels)
+        )
+
+    def __call__(self, networks: StudentTeacher) -> dict[str, Any]:
+        """Probe the teacher; see `selfray.evals.linear_probe.validation_probe`."""
+        encoder = Encoder(
+            "teacher", networks.teacher["encoder"], mean=networks.mean, std=networks.std,
+            image_size=self._image_size,
+        )  # fmt: skip
+        return validation_probe(
+            self._features(encoder, self._train),
+            self._train_labels,
+            self._features(encoder, self._validate),
+            self._validate_labels,
+            self.names,
+        )
+
+    def _choose(
+        self, datasets: Sequence[RadiographDataset], split: str, config: PretrainConfig
+    ) -> tuple[list[tuple[RadiographDataset, int]], np.ndarray]:
+        places = [(d, int(row)) for d in datasets for row in d.rows(split)]
+        labels = np.concatenate(
+            [target_values(d.column, self.names)[d.rows(split)] for d in datasets]
+        )
+        generator = generator_at(config.seed, Purpose.PROBE, 0)
+        chosen = np.sort(generator.permutation(len(places))[: config.evaluate_images])
+        return [places[i] for i in chosen], labels[chosen]
+
+    @torch.inference_mode()
+    def _features(
+        self, encoder: Encoder, places: list[tuple[RadiographDataset, int]]
+    ) -> np.ndarray:
+        def prepare(start: int) -> torch.Tensor:
+            batch = places[start : start + _BATCH]
+            return torch.stack([encoder.preprocess(d.pixels(row)) for d, row in batch])
+
+        features = []
+        with ThreadPoolExecutor(1) as pool:
+            for images in pool.map(prepare, range(0, len(places), _BATCH)):
+                cls, patches = encoder.features(images.to(self._device))
+                features.append(torch.cat([cls, patches.mean((2, 3))], dim=1).float().cpu())
+        return torch.cat(features).numpy()
