@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from selfray import __version__
-from selfray.errors import InputError, Interrupted, nearest
+from selfray.errors import InputError, Interrupted, RunStopped, nearest
 
 if typing.TYPE_CHECKING:
     from selfray.config import PretrainConfig
@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `selfray`; those of the process when None.
 
     Returns:
-        0 done, 2 the input is wrong (one line on stderr), 130 interrupted. Anything else leaves
-        with its traceback, and so with 1.
+        0 done, 1 the run stopped itself, 2 the input is wrong, 130 interrupted; each with one line
+        on stderr. Anything else leaves with its traceback, and so with 1.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     prog = f"selfray {words[0]}" if words and words[0] in COMMANDS else "selfray"
@@ -75,10 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in command.run(arguments):
             print(line, flush=True)
     except InputError as error:
-        return _fail(prog, str(error))
+        return _fail(prog, str(error), 2)
+    except RunStopped as error:
+        return _fail(prog, str(error), 1)
     except (Interrupted, KeyboardInterrupt) as interruption:
-        _fail(prog, str(interruption) or "interrupted")
-        return 130
+        return _fail(prog, str(interruption) or "interrupted", 130)
     except BrokenPipeError:
         # The reader of stdout has gone (`| head`). Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -86,16 +87,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _USERS_TO_MEND:
             raise
-        return _fail(prog, f"{error.filename or 'writing'}: {error.strerror}")
+        return _fail(prog, f"{error.filename or 'writing'}: {error.strerror}", 2)
     return 0
 
 
 _USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG}
 
 
-def _fail(prog: str, message: str) -> int:
+def _fail(prog: str, message: str, code: int) -> int:
     print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return code
 
 
 def parse(words: Sequence[str]) -> tuple[_Command, argparse.Namespace]:
@@ -218,8 +219,27 @@ def _true_or_false(word: str) -> bool:
     return _one_of(("true", "false"))(word) == "true"
 
 
+_METAVARS = {"data": "DIR", "init": "ENCODER", "guard": "MARGIN"}
+
+
+def _reading(name: str, kind: Any) -> dict[str, Any]:
+    """How argparse reads a field of a type."""
+    from selfray.config import Pair
+
+    if kind == Pair:
+        return {"type": float, "nargs": 2, "metavar": ("FROM", "TO")}
+    if kind == tuple[str, ...]:
+        return {"nargs": "+", "metavar": _METAVARS[name], "required": True}
+    if kind is bool:
+        return {"type": _true_or_false, "metavar": "true|false"}
+    if typing.get_origin(kind) is Literal:
+        allowed = typing.get_args(kind)
+        return {"type": _one_of(allowed), "metavar": "|".join(allowed)}
+    return {"type": kind, "metavar": _METAVARS.get(name, kind.__name__.upper())}
+
+
 def _add_fields(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    from selfray.config import Pair, PretrainConfig
+    from selfray.config import PretrainConfig
     from selfray.recipes import RECIPES
 
     named = [word for word in words if word in RECIPES][:1] or list(RECIPES)
@@ -231,20 +251,13 @@ def _add_fields(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
             doc = typing.get_type_hints(PretrainConfig)[group].__doc__ if group else None
             title = f"{group}: {doc.strip().rstrip('.')}" if doc else "the run"
             groups[group] = parser.add_argument_group(title)
-        reading: dict[str, Any] = {"type": kind, "metavar": kind.__name__.upper()}
-        if kind == Pair:
-            reading = {"type": float, "nargs": 2, "metavar": ("FROM", "TO")}
-        elif kind is bool:
-            reading = {"type": _true_or_false, "metavar": "true|false"}
-        elif typing.get_origin(kind) is Literal:
-            allowed = typing.get_args(kind)
-            reading = {"type": _one_of(allowed), "metavar": "|".join(allowed)}
+        values = _shown_values(name, recipes)
         groups[group].add_argument(
             f"--{name.replace('_', '-')}",
             dest=name,
             default=argparse.SUPPRESS,
-            help=f"{text} ({_shown_values(name, recipes)})".replace("%", "%%"),
-            **reading,
+            help=(f"{text} ({values})" if values else text).replace("%", "%%"),
+            **_reading(name, kind),
         )
 
 
@@ -336,20 +349,14 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     from selfray.recipes import RECIPES
 
     parser.add_argument("recipe", metavar="RECIPE", help=f"one of: {', '.join(RECIPES)}")
-    parser.add_argument(
-        "--data", required=True, nargs="+", type=Path, metavar="DIR", help="dataset directories"
-    )
     parser.add_argument("--out", type=Path, metavar="RUN", help="run directory to make or resume")
-    parser.add_argument("--init", metavar="ENCODER", help="continue from this encoder")
     parser.add_argument(
         "--resume",
         type=_one_of(("auto", "must", "never")),
         default="auto",
         metavar="auto|must|never",
-        help="whether to go on with an unfinished run in RUN (auto: if there is one)",
-    )
-    parser.add_argument(
-        "--guard", type=float, metavar="MARGIN", help="stop when the probe falls by more than this"
+        help="auto resumes an unfinished run or begins one, must only resumes, never only begins "
+        "(auto)",
     )
     parser.add_argument(
         "--preview", type=Path, metavar="PNG", help="draw crops and masks, and do nothing else"
@@ -357,23 +364,19 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> Iterator[str]:
-    from selfray.pretrain import pretrain, write_preview
-
     if arguments.preview:
-        write_preview(arguments.config, arguments.data, arguments.preview)
+        from selfray.preview import write_preview
+
+        write_preview(arguments.config, arguments.preview)
         yield f"wrote {arguments.preview}"
         return
     if arguments.out is None:
         raise InputError("--out RUN is missing: the run directory to make or resume")
-    pretrain(
-        arguments.config,
-        data=arguments.data,
-        out=arguments.out,
-        init=arguments.init,
-        resume=arguments.resume,
-        guard=arguments.guard,
-    )
-    yield f"wrote {arguments.out}"
+    from selfray.pretrain import pretrain
+
+    pretrain(arguments.config, arguments.out, resume=arguments.resume)
+    if os.environ.get("RANK", "0") == "0":  # torchrun sets it; one line is enough
+        yield f"wrote {arguments.out}"
 
 
 def _features_arguments(parser: argparse.ArgumentParser) -> None:

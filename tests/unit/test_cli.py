@@ -11,7 +11,7 @@ import pytest
 from selfray import cli
 from selfray.cli import COMMANDS, main, parse
 from selfray.config import PretrainConfig
-from selfray.errors import InputError, Interrupted
+from selfray.errors import InputError, Interrupted, RunStopped
 from selfray.recipes import RECIPES
 
 PRETRAIN = ["pretrain", "demo", "--data", "d", "--out", "r"]
@@ -24,7 +24,7 @@ def _config(*words: str) -> PretrainConfig:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_without_options_is_the_recipe(name: str) -> None:
     config = parse(["pretrain", name, "--data", "d", "--out", "r"])[1].config
-    assert config == RECIPES[name]()
+    assert config == dataclasses.replace(RECIPES[name](), data=("d",))
 
 
 def test_options_replace_fields_and_nothing_else() -> None:
@@ -33,6 +33,7 @@ def test_options_replace_fields_and_nothing_else() -> None:
     recipe = RECIPES["demo"]()
     assert changed == dataclasses.replace(
         recipe,
+        data=("d",),
         steps=7,
         crops=dataclasses.replace(recipe.crops, global_size=126),
         heads=dataclasses.replace(recipe.heads, batch_norm=False),
@@ -81,6 +82,7 @@ def test_help_shows_the_values_of_the_recipe_that_is_named() -> None:
         ([*PRETRAIN, "--heads.batch-norm", "yes"], "Allowed: false, true."),
         ([*PRETRAIN, "--resume", "mst"], "Did you mean 'must'?"),
         (["pretrain", "demo"], "--data"),
+        (["pretrain", "demo", "--data", "d"], "--out RUN is missing"),
         (["summary", "a", "b"], "one argument too many: 'b'"),
         (["evaluate", "random:vit_nano", "--data", "d"], "--out"),
         (["ingest", "a"], "OUT"),
@@ -111,6 +113,7 @@ def _failing_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None
     ("error", "code", "line"),
     [
         (InputError("data: one\ntwo"), 2, "selfray encoders: data: one two\n"),
+        (RunStopped("not finite"), 1, "selfray encoders: not finite\n"),
         (Interrupted("saved at step 3"), 130, "selfray encoders: saved at step 3\n"),
         (KeyboardInterrupt(), 130, "selfray encoders: interrupted\n"),
         (OSError(28, "No space left on device", "run/x"), 2,

@@ -17,28 +17,33 @@ PACKAGE = ROOT / "selfray"
 
 # Part of the package -> parts that it may import. A part is a module or a folder of modules, and
 # the longest name that fits is the part of a module. Each may import itself and `errors`.
-STAGES = {"pretrain", "features", "evaluate", "data.ingest", "data.phantom"}
-BELOW_STAGES = {"config", "checkpoint", "distributed", "data", "objectives", "evals", "models"}
+METHOD = {"distributed", "data", "models", "objectives", "evals"}
+RUN = {"config", "checkpoint", "run_directory", "initialise", "probe", "export"}
+STAGES = {"data.phantom", "data.ingest", "pretrain", "preview", "features", "evaluate", "summary"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "config": set(),
     "recipes": {"config"},
     "distributed": set(),
     "data": set(),
-    "data.ingest": {"data"},
     "data.phantom": {"data"},
-    "models": {"data"},
+    "data.ingest": {"data"},
+    "models": {"data", "distributed"},
     "objectives": {"models", "distributed"},
     "evals": {"models"},
-    "checkpoint": {"config", "data", "distributed", "models"},
-    "pretrain": BELOW_STAGES | {"features"},
-    "features": BELOW_STAGES,
-    "evaluate": BELOW_STAGES | {"features"},
-    "summary": BELOW_STAGES | {"features", "evaluate"},
-    "cli": STAGES | {"summary", "config", "recipes", "models", "data"},
+    "checkpoint": {"data"},
+    "run_directory": {"config", "checkpoint", "data"},
+    "initialise": {"config", "models", "objectives"},
+    "probe": {"config", "data", "evals", "models", "objectives"},
+    "export": {"run_directory", "data", "models", "objectives"},
+    "pretrain": METHOD | RUN,
+    "preview": METHOD | {"config", "pretrain"},
+    "features": METHOD,
+    "evaluate": METHOD | {"features"},
+    "summary": METHOD | RUN | {"features", "evaluate"},
+    "cli": STAGES | {"config", "recipes", "models"},
     "__main__": {"cli"},
 }
-# `models` and `evals` use only these two of `data`: both are about files, not radiographs.
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
