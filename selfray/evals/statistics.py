@@ -45,7 +45,9 @@ class PatientResamples:
         seed: 0 to 2**32 - 1.
     """
 
-    def __init__(self, patients: Sequence[str], count: int = RESAMPLES, seed: int = 0) -> None:
+    def __init__(
+        self, patients: Sequence[str] | np.ndarray, count: int = RESAMPLES, seed: int = 0
+    ) -> None:
         names, self.patient_of_image = np.unique(np.asarray(patients), return_inverse=True)
         self.n_patients = len(names)
         self.multiplicity = np.empty((count, self.n_patients), np.uint16)  # [R, P]

@@ -1,0 +1,382 @@
+"""Features and evaluation, end to end on a small dataset whose labels are planted in the pixels."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from selfray.data.dataset import DatasetInfo, DatasetWriter, encode_png
+from selfray.errors import InputError
+from selfray.evaluate import evaluate, results_table
+from selfray.features import extract_features, open_features
+
+SIZE = 32
+
+
+def planted(finding: float, female: bool, age: float, noise: np.random.Generator) -> np.ndarray:
+    """A finding is a bright corner, sex a bright edge, age the brightness of the middle."""
+    image = noise.normal(100, 12, (SIZE, SIZE))
+    image[:10, :10] += 40 * finding
+    image[:, -4:] += 25 * female
+    image[12:20, 12:20] += age - 50
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def write_dataset(
+    out: Path,
+    *,
+    patients: int = 90,
+    splits: tuple[str, ...] = ("train", "validate", "test"),
+    **change,
+) -> Path:
+    """Two images a patient; `change` maps a column to a function of (row, split) that sets it."""
+    info = DatasetInfo(
+        name="planted",
+        origin="test",
+        licence="MIT",
+        synthetic=True,
+        findings=("effusion", "noise"),
+        mask_labels=(),
+        pixels="8 bit",
+    )
+    writer = DatasetWriter(out, info, rows_per_shard=64)
+    noise = np.random.default_rng(7)
+    for patient in range(patients):
+        split = splits[patient % len(splits)]
+        female, age = bool(noise.integers(2)), float(noise.uniform(20, 80))
+        for image in range(2):
+            finding = int(noise.integers(2))
+            row = {
+                "image": encode_png(planted(finding, female, age, noise)),
+                "image_id": f"i{patient}-{image}",
+                "patient_id": f"p{patient}",
+                "study_id": f"s{patient}",
+                "split": split,
+                "sex": "F" if female else "M",
+                "age_years": age,
+                "effusion": finding if noise.random() < 0.9 else None,
+                "noise": int(noise.integers(2)),
+            }
+            row |= {column: value(row, split) for column, value in change.items()}
+            writer.add(row)
+    writer.finish()
+    return out
+
+
+class StandIn:
+    """An encoder whose features are means over a grid of cells; it counts the images it sees."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.image_size, self.patch_size, self.width = name, 32, 8, 4
+        self.mean, self.std, self.synthetic = 0.5, 0.25, True
+        self.weights_sha256 = name.ljust(64, "0")
+        self.seen = 0
+        self.fail_after: int | None = None
+        self.poison_row: int | None = None
+
+    def preprocess(self, pixels: np.ndarray) -> torch.Tensor:
+        image = torch.from_numpy(pixels).float() / 255
+        return ((image - self.mean) / self.std).expand(3, -1, -1)
+
+    def features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.fail_after is not None and self.seen >= self.fail_after:
+            raise KeyboardInterrupt
+        patches = torch.nn.functional.avg_pool2d(images[:, :1], 8)  # [B, 1, 4, 4]
+        patches = torch.cat([patches, patches**2, patches.abs(), 1 + patches], dim=1)
+        cls = patches.flatten(1)[:, :4].clone()
+        if self.poison_row is not None and self.seen <= self.poison_row < self.seen + len(images):
+            cls[self.poison_row - self.seen] = torch.nan
+        self.seen += len(images)
+        return cls, patches
+
+
+@pytest.fixture
+def encoders(monkeypatch: pytest.MonkeyPatch) -> dict[str, StandIn]:
+    """Stand-ins by name, given out by `load_encoder`."""
+    loaded: dict[str, StandIn] = {}
+    module = types.ModuleType("selfray.models.published")
+    module.load_encoder = lambda name: loaded.setdefault(name, StandIn(name))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "selfray.models.published", module)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "planted")
+
+
+def read_lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def find(lines: list[dict], **fields) -> dict:
+    found = [line for line in lines if all(line.get(k) == v for k, v in fields.items())]
+    assert len(found) == 1, (fields, found)
+    return found[0]
+
+
+def test_features_are_the_encoders_own_in_the_datasets_order(tmp_path, data, encoders):
+    out = extract_features("a", data, tmp_path / "f", batch_size=7, patch_tokens=True)
+    features = open_features(out)
+    assert isinstance(features.cls, np.memmap) and features.cls.dtype == np.float32
+    from selfray.data.dataset import RadiographDataset
+
+    dataset = RadiographDataset(data)
+    encoder = StandIn("fresh")
+    for row in (0, 8, 179):
+        cls, patches = encoder.features(encoder.preprocess(dataset.pixels(row))[None])
+        np.testing.assert_array_equal(features.cls[row], cls[0])
+        np.testing.assert_allclose(features.patch_mean[row], patches[0].mean(dim=(1, 2)), rtol=1e-6)
+        tokens = np.load(out / "patch_tokens.npy", mmap_mode="r")
+        np.testing.assert_array_equal(tokens[row], patches[0].permute(1, 2, 0).half())
+    assert features.rows["image_id"].to_pylist() == list(dataset.column("image_id"))
+    assert not {"image", "mask", "finding_mask"} & set(features.rows.column_names)
+    assert features.manifest["dataset"]["fingerprint"] == dataset.fingerprint
+
+
+def test_an_interrupted_extraction_continues_after_the_last_flushed_rows(
+    tmp_path, data, encoders, monkeypatch
+):
+    monkeypatch.setattr("selfray.features._FLUSH_ROWS", 40)
+    whole = open_features(extract_features("a", data, tmp_path / "whole", batch_size=10))
+    encoders["a"].fail_after = encoders["a"].seen + 90
+    with pytest.raises(KeyboardInterrupt):
+        extract_features("a", data, tmp_path / "f", batch_size=10)
+    assert not (tmp_path / "f").exists()
+    encoders["a"].fail_after, encoders["a"].seen = None, 0
+    again = open_features(extract_features("a", data, tmp_path / "f", batch_size=10))
+    assert encoders["a"].seen == 180 - 80  # 90 rows were done, 80 flushed
+    np.testing.assert_array_equal(again.cls, whole.cls)
+    np.testing.assert_array_equal(again.patch_mean, whole.patch_mean)
+    assert not (tmp_path / "f.partial").exists()
+
+
+def test_a_second_extraction_does_nothing(tmp_path, data, encoders):
+    extract_features("a", data, tmp_path / "f")
+    seen = encoders["a"].seen
+    extract_features("a", data, tmp_path / "f")
+    assert encoders["a"].seen == seen == 180
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("encoder weights", lambda e: setattr(e, "weights_sha256", "f" * 64)),
+        ("preprocessing", lambda e: setattr(e, "mean", 0.4)),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_features_of_another_encoder_are_refused_by_name(
+    tmp_path, data, encoders, monkeypatch, what, change, finished
+):
+    monkeypatch.setattr("selfray.features._FLUSH_ROWS", 40)
+    encoders["a"] = StandIn("a")
+    encoders["a"].fail_after = None if finished else 90
+    if finished:
+        extract_features("a", data, tmp_path / "f")
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            extract_features("a", data, tmp_path / "f")
+    change(encoders["a"])
+    with pytest.raises(InputError, match=f"features of another {what}"):
+        extract_features("a", data, tmp_path / "f")
+
+
+def test_features_of_another_dataset_are_refused_by_name(tmp_path, data, encoders):
+    other = write_dataset(tmp_path / "other", patients=91)
+    extract_features("a", data, tmp_path / "f")
+    with pytest.raises(InputError, match="features of another dataset"):
+        extract_features("a", other, tmp_path / "f")
+    with pytest.raises(InputError, match="features of another dataset"):
+        evaluate([str(tmp_path / "f")], other, tmp_path / "e")
+
+
+def test_a_feature_that_is_not_finite_stops_with_its_row(tmp_path, data, encoders):
+    encoders["a"] = StandIn("a")
+    encoders["a"].poison_row = 101
+    with pytest.raises(InputError, match="row 101 "):
+        extract_features("a", data, tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+
+
+def test_an_output_directory_that_holds_something_else_is_left_alone(tmp_path, data, encoders):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("x")
+    with pytest.raises(InputError, match="thesis"):
+        extract_features("a", data, tmp_path / "thesis")
+    with pytest.raises(InputError, match="thesis"):
+        evaluate(["pixels:16x16"], data, tmp_path / "thesis")
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
+
+
+def test_pixel_components_are_those_of_the_training_images_alone(tmp_path, data):
+    from sklearn.decomposition import PCA
+
+    from selfray.data.dataset import RadiographDataset
+
+    features = open_features(extract_features("pixels:pca", data, tmp_path / "f"))
+    assert features.patch_mean is None
+    dataset = RadiographDataset(data)
+    import cv2
+
+    pixels = np.stack(
+        [
+            cv2.resize(dataset.pixels(r), (56, 56), interpolation=cv2.INTER_AREA).ravel() / 255
+            for r in range(len(dataset))
+        ]
+    )
+    exact = PCA(svd_solver="full").fit(pixels[dataset.rows("train")]).transform(pixels)
+    leading = np.abs(np.asarray(features.cls)[:, :5])  # a component's sign is arbitrary
+    np.testing.assert_allclose(leading, np.abs(exact[:, :5]), atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    out = tmp_path_factory.mktemp("evaluation") / "e"
+    return evaluate(["pixels:16x16", "pixels:pca"], data, out, seed=3)
+
+
+def test_planted_signals_are_found_and_noise_is_not(evaluation):
+    lines = read_lines(evaluation)
+    common = {"encoder": "pixels:16x16", "probe": "linear", "reference": None}
+    assert find(lines, target="effusion", metric="auroc", **common)["ci_low"] > 0.95
+    assert find(lines, target="sex", metric="auroc", **common)["ci_low"] > 0.95
+    assert find(lines, target="age_years", metric="r2", **common)["ci_low"] > 0.8
+    noise = find(lines, target="noise", metric="auroc", **common)
+    assert noise["ci_low"] < 0.5 < noise["ci_high"]
+    assert find(lines, target="effusion", encoder="pixels:pca", probe="knn")["value"] > 0.7
+
+
+def test_every_line_keeps_the_contract(evaluation):
+    lines = read_lines(evaluation)
+    for line in lines:
+        assert {"encoder", "task", "target", "metric", "value", "ci_low", "ci_high"} <= set(line)
+        assert {"n", "n_patients", "split", "seed", "features", "probe"} <= set(line)
+        assert line["split"] == "test" and line["seed"] == 3
+        if line["value"] is not None:
+            assert line["ci_low"] <= line["ci_high"]
+    effusion = find(lines, encoder="pixels:pca", target="effusion", metric="auroc", probe="linear")
+    assert effusion["n_patients"] <= 30 and effusion["n"] < 60  # nulls are left out
+    assert find(lines, encoder="pixels:pca", target="noise", metric="auprc")["n"] == 60
+    description = json.loads((evaluation / "evaluation.json").read_text())
+    assert description["dataset"]["synthetic"] is True
+    assert [e["name"] for e in description["encoders"]] == ["pixels:16x16", "pixels:pca"]
+
+
+def test_numbers_can_be_recomputed_from_the_predictions(evaluation):
+    table = pq.read_table(evaluation / "predictions.parquet").to_pandas()
+    values = []
+    for target in ("effusion", "noise"):
+        chosen = table.query("encoder == 'pixels:pca' and probe == 'linear' and target == @target")
+        chosen = chosen.dropna(subset="label")
+        values.append(roc_auc_score(chosen["label"], chosen["prediction"]))
+        line = find(
+            read_lines(evaluation),
+            encoder="pixels:pca",
+            target=target,
+            metric="auroc",
+            probe="linear",
+        )
+        assert line["value"] == pytest.approx(values[-1], abs=1e-12)
+        assert line["prevalence"] == pytest.approx(chosen["label"].mean())
+    macro = find(
+        read_lines(evaluation), encoder="pixels:pca", target="macro", metric="auroc", probe="linear"
+    )
+    assert macro["value"] == pytest.approx(np.mean(values))
+
+
+def test_paired_differences_are_antisymmetric_and_tighter_than_unpaired(evaluation):
+    lines = read_lines(evaluation)
+    for target, metric in (("macro", "auroc"), ("sex", "auroc"), ("age_years", "r2")):
+        a, b = (
+            find(lines, encoder=e, target=target, metric=f"{metric}_difference")
+            for e in ("pixels:16x16", "pixels:pca")
+        )
+        assert a["reference"] == "pixels:pca"
+        assert a["value"] == pytest.approx(-b["value"])
+        assert a["ci_low"] == pytest.approx(-b["ci_high"])
+    single = [
+        find(lines, encoder=e, target="noise", metric="auroc", probe="linear")
+        for e in ("pixels:16x16", "pixels:pca")
+    ]
+    paired = find(lines, encoder="pixels:pca", target="noise", metric="auroc_difference")
+    unpaired = np.hypot(*(line["ci_high"] - line["ci_low"] for line in single))
+    assert paired["ci_high"] - paired["ci_low"] < unpaired
+
+
+def test_an_encoder_compared_with_itself_differs_by_exactly_nothing(tmp_path, data):
+    copy = str(extract_features("pixels:pca", data, tmp_path / "copy"))
+    out = evaluate([copy, "pixels:pca"], data, tmp_path / "e", baseline="pixels:pca")
+    differences = [line for line in read_lines(out) if "reference" in line]
+    assert differences and {line["encoder"] for line in differences} == {copy}
+    assert {(line["value"], line["ci_low"], line["ci_high"]) for line in differences} == {(0, 0, 0)}
+
+
+def test_a_repeated_evaluation_gives_the_same_bytes_and_runs_no_encoder(tmp_path, data, encoders):
+    first = evaluate(["a"], data, tmp_path / "e")
+    before = (first / "results.jsonl").read_bytes()
+    seen = encoders["a"].seen
+    evaluate(["a"], data, tmp_path / "e")
+    assert (first / "results.jsonl").read_bytes() == before
+    assert encoders["a"].seen == seen
+    assert find(read_lines(first), target="sex", metric="auroc", probe="linear")["features"] == (
+        "cls+patch_mean"
+    )
+
+
+def test_the_table_shows_each_encoder_with_intervals(evaluation):
+    header, *rows = results_table(evaluation).splitlines()
+    assert header.split()[0] == "encoder" and "macro-AUROC" in header and "BMI" not in header
+    assert [row.split()[0] for row in rows] == ["pixels:16x16", "pixels:pca"]
+    assert all(row.count("[") == 3 for row in rows)
+
+
+def test_a_finding_of_one_class_in_a_split_is_not_defined_and_says_why(tmp_path):
+    def absent_in(split: str):
+        return lambda row, where: 0 if where == split else row["noise"]
+
+    for split in ("train", "validate", "test"):
+        data = write_dataset(tmp_path / f"data-{split}", patients=45, noise=absent_in(split))
+        out = evaluate(["pixels:16x16"], data, tmp_path / f"e-{split}", tasks=["classification"])
+        line = find(read_lines(out), target="noise", metric="auroc", probe="linear")
+        assert line["value"] is None and split in line["reason"]
+        macro = find(read_lines(out), target="macro", metric="auroc", probe="linear")
+        effusion = find(read_lines(out), target="effusion", metric="auroc", probe="linear")
+        assert macro["value"] == effusion["value"]
+
+
+def test_a_finding_that_is_never_labelled_is_not_defined(tmp_path):
+    data = write_dataset(tmp_path / "data", patients=45, noise=lambda row, split: None)
+    out = evaluate(["pixels:16x16"], data, tmp_path / "e")
+    line = find(read_lines(out), target="noise", metric="auroc", probe="linear")
+    assert line["value"] is None and line["n"] == 0 and "train" in line["reason"]
+
+
+def test_bad_input_is_refused_in_one_line(tmp_path, data):
+    none = write_dataset(
+        tmp_path / "none", patients=9, effusion=lambda r, s: None, noise=lambda r, s: None
+    )
+    unvalidated = write_dataset(tmp_path / "unvalidated", patients=9, splits=("train", "test"))
+    cases = [
+        ({"encoders": ["pixels:16x16"], "data": none, "tasks": ["classification"]}, "no label"),
+        ({"encoders": ["pixels:16x16"], "data": unvalidated}, "validate split"),
+        ({"encoders": ["pixels:17x17"], "data": data}, "pixels:16x16"),
+        (
+            {"encoders": ["pixels:pca"], "data": data, "tasks": ["metdata"]},
+            "Did you mean 'metadata'",
+        ),
+        ({"encoders": ["pixels:pca"], "data": data, "baseline": "pixels:pac"}, "Did you mean"),
+        ({"encoders": [], "data": data}, "no encoder"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(InputError, match=message) as raised:
+            evaluate(**arguments, out=tmp_path / "e")
+        assert "\n" not in str(raised.value)
