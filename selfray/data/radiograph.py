@@ -1,0 +1,234 @@
+"""One file (DICOM, PNG, JPEG, TIFF) → gray image and acquisition record; and its 8-bit form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from selfray.errors import BadImage, InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from selfray.data.dicom import AcquisitionRecord
+
+MIN_SIDE = 64
+"""Shortest side read, in pixels: below it a chest radiograph is a thumbnail or an icon."""
+
+INTENSITIES = ("minmax", "percentile")
+
+# A gray image stored in colour comes back from JPEG's YCbCr within 3 levels of gray (rounding).
+# A radiograph may carry a small coloured mark; of a colour photograph far over 1 % is coloured.
+COLOURED_SPREAD = 16 / 255
+COLOURED_SHARE = 0.01
+
+_RASTER_MAGIC = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
+_DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """One radiograph as a reader would see it.
+
+    Attributes:
+        pixels: float32 [H, W], any range, higher is brighter, pixels square.
+        record: What the file says of the acquisition.
+    """
+
+    pixels: np.ndarray
+    record: AcquisitionRecord
+
+
+def image_format(path: Path) -> str | None:
+    """DICOM, PNG, JPEG, TIFF, or None for a file that is none of them.
+
+    Judged by content. DICOM without a preamble has none to judge by, and is known by its suffix.
+    """
+    with path.open("rb") as file:
+        head = file.read(132)
+    if head[128:] == b"DICM":
+        return "DICOM"
+    for magic, name in _RASTER_MAGIC.items():
+        if head.startswith(magic):
+            return name
+    return "DICOM" if path.suffix.lower() in _DICOM_SUFFIXES else None
+
+
+def read_radiograph(path: Path) -> Radiograph:
+    """Read one file.
+
+    Args:
+        path: DICOM, or PNG, JPEG or TIFF of 8 or 16 bits, gray or in colours that are all gray.
+
+    Returns:
+        Pixels and record.
+
+    Raises:
+        BadImage: The file holds no single gray image with something on it. The message is a
+            reason alone, without path or header value, since both may identify a patient.
+    """
+    try:
+        format_ = image_format(path)
+    except OSError as cause:
+        raise BadImage(f"cannot be read from disk ({type(cause).__name__})") from None
+    if format_ == "DICOM":
+        from selfray.data.dicom import read_dicom
+
+        pixels, record = read_dicom(path)
+    elif format_ is not None:
+        pixels, record = _read_raster(path, format_)
+    else:
+        raise BadImage("is no DICOM, PNG, JPEG or TIFF")
+    if pixels.ndim == 3:
+        pixels = _gray_of_colour(pixels)
+    if min(pixels.shape) < MIN_SIDE:
+        height, width = pixels.shape
+        raise BadImage(f"is {width} × {height} pixels; the shorter side must have {MIN_SIDE}")
+    if not np.isfinite(pixels).all():
+        raise BadImage("holds values that are not finite")
+    if pixels.min() == pixels.max():
+        raise BadImage("is constant: all pixels have one value")
+    return Radiograph(pixels.astype(np.float32, copy=False), record)
+
+
+def resize_shorter_side(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Resample so that the shorter side has `size` pixels; smaller images are enlarged.
+
+    RAD-DINO resamples with SimpleITK's B-spline. That interpolates without antialiasing, which
+    folds noise and grid lines into what is left when a detector's 3000 pixels become 518. This
+    is the cubic kernel widened by the scale (Pillow on float32), the same way by which the
+    encoder's own preprocessing resizes.
+
+    Args:
+        pixels: float32 [H, W].
+        size: Pixels of the shorter side.
+    """
+    from PIL import Image
+
+    height, width = pixels.shape
+    scale = size / min(height, width)
+    to = (max(size, round(width * scale)), max(size, round(height * scale)))
+    return np.asarray(Image.fromarray(pixels).resize(to, Image.Resampling.BICUBIC))
+
+
+def to_eight_bits(pixels: np.ndarray, intensity: str = "minmax") -> np.ndarray:
+    """Map gray values to 0..255.
+
+    Args:
+        pixels: float32 [H, W].
+        intensity: `minmax` makes the darkest pixel 0 and the brightest 255, as RAD-DINO does;
+            `percentile` the 0.5th and 99.5th percentile, so that a lead marker or a dead pixel
+            does not decide the contrast of the lungs.
+
+    Returns:
+        uint8 [H, W].
+
+    Raises:
+        BadImage: Black and white would be the same value.
+        InputError: Unknown `intensity`.
+    """
+    if intensity not in INTENSITIES:
+        raise InputError(f"intensity is {intensity!r}. Allowed: {', '.join(INTENSITIES)}.")
+    if intensity == "minmax":
+        black, white = float(pixels.min()), float(pixels.max())
+    else:
+        black, white = (float(v) for v in np.percentile(pixels, (0.5, 99.5)))
+    if not white > black:
+        raise BadImage("is all but constant: nothing is left between black and white")
+    scaled = (pixels.astype(np.float64) - black) * (255 / (white - black))
+    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+
+def _read_raster(path: Path, format_: str) -> tuple[np.ndarray, AcquisitionRecord]:
+    """Read PNG, JPEG or TIFF: pixels [H, W] or [H, W, 3], of the file's own range."""
+    import struct
+    import warnings
+    import zlib
+
+    from PIL import Image, UnidentifiedImageError
+
+    # What Pillow's fuzzers list as its ways to refuse a file (Tests/test_fuzzers.py), and what
+    # its plugins let slip on damaged directories and tags.
+    damaged = (
+        OSError,
+        SyntaxError,
+        ValueError,
+        NotImplementedError,
+        OverflowError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        RuntimeError,
+        ArithmeticError,
+        AssertionError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=[format_]) as image:
+                return _raster_pixels(image)
+    except BadImage:
+        raise
+    except MemoryError:
+        raise BadImage("needs more memory than there is") from None
+    except UnidentifiedImageError:
+        raise BadImage(f"{format_} header is damaged") from None
+    except Image.DecompressionBombError:
+        raise BadImage("declares more pixels than are read") from None
+    except damaged as cause:
+        raise BadImage(f"{format_} is damaged or cut off ({type(cause).__name__})") from None
+
+
+def _raster_pixels(image: Image.Image) -> tuple[np.ndarray, AcquisitionRecord]:
+    from PIL import ImageOps
+
+    from selfray.data.dicom import MAX_PIXELS, AcquisitionRecord
+
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"declares {height} × {width} pixels; at most {MAX_PIXELS:,} are read")
+    if getattr(image, "n_frames", 1) != 1:
+        raise BadImage("has several pages; a radiograph has one")
+    if image.mode == "1":
+        raise BadImage("has one bit a pixel")
+    white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
+    image = ImageOps.exif_transpose(image)
+    record = AcquisitionRecord(bits=16 if image.mode.startswith("I") else 8, photometric=image.mode)
+    if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
+        pixels = np.asarray(image).astype(np.float32)
+        # Pillow inverts white-is-zero TIFF of 8 bits by itself, and leaves 16 bits as they are.
+        return (-pixels if white_is_zero and image.mode != "L" else pixels), record
+    if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa"):
+        return _without_alpha(np.asarray(image.convert("RGBA"))), record
+    return np.asarray(image.convert("RGB")), record
+
+
+def _without_alpha(rgba: np.ndarray) -> np.ndarray:
+    """Put an image with transparency [H, W, 4] on black: uint8 [H, W, 3]."""
+    alpha = rgba[..., 3:].astype(np.float32) / 255
+    return np.rint(rgba[..., :3] * alpha).astype(np.uint8)
+
+
+def _gray_of_colour(pixels: np.ndarray) -> np.ndarray:
+    """A gray image that was stored in colour: uint8 or uint16 [H, W, 3] → float32 [H, W].
+
+    Raises:
+        BadImage: It is in colour.
+    """
+    white = float(np.iinfo(pixels.dtype).max)
+    spread = (pixels.max(axis=2) - pixels.min(axis=2)) / white
+    if (spread > COLOURED_SPREAD).mean() > COLOURED_SHARE:
+        raise BadImage("is in colour: no radiograph")
+    return pixels.astype(np.float32).mean(axis=2)
