@@ -7,22 +7,19 @@ torch nor any other large library.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import errno
 import os
 import sys
-import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from selfray import __version__
 from selfray.errors import InputError, Interrupted, RunStopped, nearest
-
-if typing.TYPE_CHECKING:
-    from selfray.config import PretrainConfig
+from selfray.field_options import add_fields, configured, one_of
+from selfray.recipes import RECIPES
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     prog = f"selfray {words[0]}" if words and words[0] in COMMANDS else "selfray"
     try:
-        command, arguments = parse(words)
-        for line in command.run(arguments):
-            print(line, flush=True)
+        _run(words)
     except InputError as error:
         return _fail(prog, str(error), 2)
     except RunStopped as error:
@@ -81,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt) as interruption:
         return _fail(prog, str(interruption) or "interrupted", 130)
     except BrokenPipeError:
-        # The reader of stdout has gone (`| head`). Python would complain when it flushes at exit.
+        # The reader of stdout has gone (`| head`). Python flushes once more at exit, and complains.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -89,6 +84,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(prog, f"{error.filename or 'writing'}: {error.strerror}", 2)
     return 0
+
+
+def _run(words: Sequence[str]) -> None:
+    try:
+        command, arguments = parse(words)
+        for line in command.run(arguments):
+            print(line, flush=True)
+    finally:
+        sys.stdout.flush()  # what --help wrote, while a broken pipe can still be caught
 
 
 _USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG}
@@ -156,7 +160,7 @@ def command_parser(name: str, words: Sequence[str] = ()) -> argparse.ArgumentPar
     )
     command.add_arguments(parser)
     if name == "pretrain":
-        _add_fields(parser, words)
+        add_fields(parser, words)
     return parser
 
 
@@ -168,126 +172,6 @@ def _unknown_argument(word: str, command: str, parser: argparse.ArgumentParser) 
     close = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
     suggestion = f"Did you mean {close[0]}? " if close else ""
     return f"no option {option}. {suggestion}`selfray {command} --help` shows all."
-
-
-def _one_of(allowed: Iterable[str]) -> Callable[[str], str]:
-    allowed = tuple(allowed)
-
-    def read(word: str) -> str:
-        if word not in allowed:
-            raise argparse.ArgumentTypeError(f"{word!r} is not known. {nearest(word, allowed)}")
-        return word
-
-    return read
-
-
-# ---- the fields of a run's config as options --------------------------------------------------
-
-
-def _fields(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    types = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(types[field.name]):
-            yield from _fields(types[field.name], f"{prefix}{field.name}.")
-        elif field.name != "recipe":
-            yield prefix + field.name, types[field.name], field.metadata["help"]
-
-
-def _value(config: PretrainConfig, name: str) -> Any:
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return " ".join(_shown(number) for number in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _shown_values(name: str, recipes: dict[str, PretrainConfig]) -> str:
-    values = {recipe: _shown(_value(config, name)) for recipe, config in recipes.items()}
-    if len(set(values.values())) == 1:
-        return next(iter(values.values()))
-    return ", ".join(f"{recipe}: {value}" for recipe, value in values.items())
-
-
-def _true_or_false(word: str) -> bool:
-    return _one_of(("true", "false"))(word) == "true"
-
-
-_METAVARS = {"data": "DIR", "init": "ENCODER", "guard": "MARGIN"}
-
-
-def _reading(name: str, kind: Any) -> dict[str, Any]:
-    """How argparse reads a field of a type."""
-    from selfray.config import Pair
-
-    if kind == Pair:
-        return {"type": float, "nargs": 2, "metavar": ("FROM", "TO")}
-    if kind == tuple[str, ...]:
-        return {"nargs": "+", "metavar": _METAVARS[name], "required": True}
-    if kind is bool:
-        return {"type": _true_or_false, "metavar": "true|false"}
-    if typing.get_origin(kind) is Literal:
-        allowed = typing.get_args(kind)
-        return {"type": _one_of(allowed), "metavar": "|".join(allowed)}
-    return {"type": kind, "metavar": _METAVARS.get(name, kind.__name__.upper())}
-
-
-def _add_fields(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    from selfray.config import PretrainConfig
-    from selfray.recipes import RECIPES
-
-    named = [word for word in words if word in RECIPES][:1] or list(RECIPES)
-    recipes = {name: RECIPES[name]() for name in named}
-    groups: dict[str, Any] = {}
-    for name, kind, text in _fields(PretrainConfig):
-        group = name.rpartition(".")[0]
-        if group not in groups:
-            doc = typing.get_type_hints(PretrainConfig)[group].__doc__ if group else None
-            title = f"{group}: {doc.strip().rstrip('.')}" if doc else "the run"
-            groups[group] = parser.add_argument_group(title)
-        values = _shown_values(name, recipes)
-        groups[group].add_argument(
-            f"--{name.replace('_', '-')}",
-            dest=name,
-            default=argparse.SUPPRESS,
-            help=(f"{text} ({values})" if values else text).replace("%", "%%"),
-            **_reading(name, kind),
-        )
-
-
-def configured(arguments: argparse.Namespace) -> PretrainConfig:
-    """The recipe with the fields that the command line overrides.
-
-    Raises:
-        InputError: No such recipe, or a field out of its range.
-    """
-    from selfray.config import PretrainConfig, validate
-    from selfray.recipes import recipe
-
-    config = recipe(arguments.recipe)
-    for name, _, _ in _fields(PretrainConfig):
-        if name in vars(arguments):
-            config = _replaced(config, name, vars(arguments)[name])
-    validate(config)
-    return config
-
-
-def _replaced(config: PretrainConfig, name: str, value: Any) -> PretrainConfig:
-    value = tuple(value) if isinstance(value, list) else value
-    group, _, field = name.rpartition(".")
-    if not group:
-        return dataclasses.replace(config, **{field: value})
-    part = dataclasses.replace(getattr(config, group), **{field: value})
-    return dataclasses.replace(config, **{group: part})
-
-
-# ---- the commands -----------------------------------------------------------------------------
 
 
 def _phantom_arguments(parser: argparse.ArgumentParser) -> None:
@@ -323,7 +207,7 @@ def _ingest_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--intensity",
-        type=_one_of(("minmax", "percentile")),
+        type=one_of(("minmax", "percentile")),
         default="minmax",
         metavar="minmax|percentile",
         help="what becomes black and white (minmax)",
@@ -346,13 +230,11 @@ def _ingest(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
-    from selfray.recipes import RECIPES
-
     parser.add_argument("recipe", metavar="RECIPE", help=f"one of: {', '.join(RECIPES)}")
     parser.add_argument("--out", type=Path, metavar="RUN", help="run directory to make or resume")
     parser.add_argument(
         "--resume",
-        type=_one_of(("auto", "must", "never")),
+        type=one_of(("auto", "must", "never")),
         default="auto",
         metavar="auto|must|never",
         help="auto resumes an unfinished run or begins one, must only resumes, never only begins "
@@ -411,7 +293,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "encoders",
         nargs="+",
         metavar="ENCODER",
-        help="encoders to compare; `selfray encoders` says what they can be",
+        help="encoders to compare, or features directories; see `selfray encoders`",
     )
     parser.add_argument(
         "--data", required=True, type=Path, metavar="DIR", help="dataset directory with labels"
@@ -420,14 +302,30 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", required=True, type=Path, metavar="DIR", help="evaluation directory to make"
     )
     parser.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="classification (the findings), metadata (sex, age, weight, BMI) (both)",
+    )
+    parser.add_argument(
+        "--baseline", metavar="ENCODER", help="compare each encoder with this one (with each other)"
+    )
+    parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (0)"
     )
 
 
 def _evaluate(arguments: argparse.Namespace) -> Iterator[str]:
-    from selfray.evaluate import evaluate
+    from selfray.evaluate import TASKS, evaluate
 
-    evaluate(arguments.encoders, arguments.data, arguments.out, seed=arguments.seed)
+    evaluate(
+        arguments.encoders,
+        arguments.data,
+        arguments.out,
+        tasks=arguments.tasks or TASKS,
+        baseline=arguments.baseline,
+        seed=arguments.seed,
+    )
     yield f"wrote {arguments.out}"
 
 

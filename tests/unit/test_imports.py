@@ -41,7 +41,8 @@ ALLOWED: dict[str, set[str]] = {
     "features": METHOD,
     "evaluate": METHOD | {"features"},
     "summary": METHOD | RUN | {"features", "evaluate"},
-    "cli": STAGES | {"config", "recipes", "models"},
+    "field_options": {"config", "recipes"},
+    "cli": STAGES | {"field_options", "recipes", "models"},
     "__main__": {"cli"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

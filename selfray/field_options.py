@@ -1,0 +1,127 @@
+"""The fields of a run's config as options of the command line: `--steps`, `--crops.global-size`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+from selfray.config import Pair, PretrainConfig, validate
+from selfray.errors import nearest
+from selfray.recipes import RECIPES, recipe
+
+
+def one_of(allowed: Iterable[str]) -> Callable[[str], str]:
+    """What argparse calls to read a word of a closed set; the nearest is suggested otherwise."""
+    allowed = tuple(allowed)
+
+    def read(word: str) -> str:
+        if word not in allowed:
+            raise argparse.ArgumentTypeError(f"{word!r} is not known. {nearest(word, allowed)}")
+        return word
+
+    return read
+
+
+def _fields(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    types = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(types[field.name]):
+            yield from _fields(types[field.name], f"{prefix}{field.name}.")
+        elif field.name != "recipe":
+            yield prefix + field.name, types[field.name], field.metadata["help"]
+
+
+def _value(config: PretrainConfig, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return " ".join(_shown(number) for number in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _shown_values(name: str, recipes: dict[str, PretrainConfig]) -> str:
+    values = {key: _shown(_value(config, name)) for key, config in recipes.items()}
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return ", ".join(f"{key}: {value}" for key, value in values.items())
+
+
+def _true_or_false(word: str) -> bool:
+    return one_of(("true", "false"))(word) == "true"
+
+
+_METAVARS = {"data": "DIR", "init": "ENCODER", "guard": "MARGIN"}
+
+
+def _reading(name: str, kind: Any) -> dict[str, Any]:
+    """How argparse reads a field of a type."""
+    if kind == Pair:
+        return {"type": float, "nargs": 2, "metavar": ("FROM", "TO")}
+    if kind == tuple[str, ...]:
+        return {"nargs": "+", "metavar": _METAVARS[name], "required": True}
+    if kind is bool:
+        return {"type": _true_or_false, "metavar": "true|false"}
+    if typing.get_origin(kind) is Literal:
+        allowed = typing.get_args(kind)
+        return {"type": one_of(allowed), "metavar": "|".join(allowed)}
+    return {"type": kind, "metavar": _METAVARS.get(name, kind.__name__.upper())}
+
+
+def add_fields(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Add every field, with its help and the recipe's value.
+
+    Args:
+        parser: To which the options are added, in one group a group of the config.
+        words: The command line. The values of the recipe that it names are shown; all recipes'
+            when it names none.
+    """
+    named = [word for word in words if word in RECIPES][:1] or list(RECIPES)
+    recipes = {name: RECIPES[name]() for name in named}
+    groups: dict[str, Any] = {}
+    for name, kind, text in _fields(PretrainConfig):
+        group = name.rpartition(".")[0]
+        if group not in groups:
+            doc = typing.get_type_hints(PretrainConfig)[group].__doc__ if group else None
+            title = f"{group}: {doc.strip().rstrip('.')}" if doc else "the run"
+            groups[group] = parser.add_argument_group(title)
+        values = _shown_values(name, recipes)
+        groups[group].add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            default=argparse.SUPPRESS,
+            help=(f"{text} ({values})" if values else text).replace("%", "%%"),
+            **_reading(name, kind),
+        )
+
+
+def configured(arguments: argparse.Namespace) -> PretrainConfig:
+    """The recipe with the fields that the command line overrides.
+
+    Raises:
+        InputError: No such recipe, or a field out of its range.
+    """
+    config = recipe(arguments.recipe)
+    for name, _, _ in _fields(PretrainConfig):
+        if name in vars(arguments):
+            config = _replaced(config, name, vars(arguments)[name])
+    validate(config)
+    return config
+
+
+def _replaced(config: PretrainConfig, name: str, value: Any) -> PretrainConfig:
+    value = tuple(value) if isinstance(value, list) else value
+    group, _, field = name.rpartition(".")
+    if not group:
+        return dataclasses.replace(config, **{field: value})
+    part = dataclasses.replace(getattr(config, group), **{field: value})
+    return dataclasses.replace(config, **{group: part})
