@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 
 from selfray.errors import InputError
+from selfray.evals.logistic_solver import solve_logistic
 from selfray.evals.metrics import auroc_by_column, r2_by_column
 
 # Penalties on standardised features. The range was chosen so that the best penalty of 384 features
 # of 300 to 30,000 images falls inside it.
 STRENGTHS: tuple[float, ...] = tuple(float(s) for s in np.logspace(-2, 5, 15))
 REAL_TARGETS = ("age_years", "weight_kg", "bmi")
-
-_HISTORY = 10  # pairs kept by L-BFGS
-_ELEMENTS = 4_000_000  # logits in memory at once (rows x problems); bounds every temporary
 
 
 @dataclass(frozen=True)
@@ -113,22 +111,15 @@ def fit_logistic(
     The objective is scikit-learn's `LogisticRegression(C=1 / strength)`: the sum over labelled rows
     of the log-loss, plus strength / 2 times the squared norm of the weights; the intercept is free.
 
-    Solved by L-BFGS in the eigenbasis of the features' covariance, where the Hessian at the start
-    is diagonal and known: its inverse is the first guess of every problem's inverse Hessian. The
-    line search costs no matrix product, because logits are linear along a direction.
-
     Args:
         features: [N, D], standardised.
         labels: [N, T]: 1, 0, or NaN where it is not known.
         strengths: S penalties, each > 0.
-        tolerance: Stop when the loss that is left to gain is below this fraction of the loss.
-        max_steps: Stop then in any case.
+        tolerance: The loss ends at most this fraction above the optimum, or `max_steps` stops it.
+        max_steps: Solver steps at most.
 
     Raises:
         InputError: Features that are not finite, labels other than 1, 0 and NaN, a penalty <= 0.
-
-    Reference:
-        Nocedal & Wright, Numerical Optimization, 2nd ed., algorithm 7.4 (two-loop recursion).
     """
     features, labels = _matrix(features), _as_float64(labels)
     _require_strengths(strengths)
@@ -138,180 +129,20 @@ def fit_logistic(
         raise InputError("probe labels hold a value other than 1, 0 and null. Binarise them first.")
     positives, counts = (values * known).sum(dim=0), known.sum(dim=0)
     defined = (positives > 0) & (positives < counts)
-
-    rotated, basis, mean, eigenvalues = _rotate(features)
-    penalty = torch.tensor(strengths, dtype=torch.float64)
-    target = torch.arange(labels.shape[1])[defined]
-    problems = torch.cartesian_prod(torch.arange(len(strengths)), target).reshape(-1, 2)
-    width = features.shape[1]
-    solution = torch.full((len(strengths), labels.shape[1], width + 1), torch.nan).double()
+    shape = (len(strengths), labels.shape[1])
+    weights = torch.full((*shape, features.shape[1]), torch.nan, dtype=torch.float64)
+    biases = torch.full(shape, torch.nan, dtype=torch.float64)
     steps = 0
-    block = max(1, _ELEMENTS // len(features))
-    for chunk in problems.split(block):
-        s, t = chunk.unbind(dim=1)
-        solved, used = _lbfgs(
-            rotated,
-            values[:, t],
-            known[:, t].double(),
-            penalty[s],
-            eigenvalues,
+    if bool(defined.any()):
+        weights[:, defined], biases[:, defined], steps = solve_logistic(
+            features,
+            values[:, defined],
+            known[:, defined],
+            torch.tensor(strengths, dtype=torch.float64),
             tolerance=tolerance,
             max_steps=max_steps,
         )
-        solution[s, t] = solved
-        steps = max(steps, used)
-    weights = solution[..., :-1] @ basis.T
-    return LogisticProbe(weights, solution[..., -1] - weights @ mean, defined, steps)
-
-
-def _rotate(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Centre, turn into the eigenbasis of the Gram matrix, append a column of ones.
-
-    Neither changes the penalised objective: the norm is the same in any rotated basis, and the
-    intercept, which is free, takes up the shift.
-    """
-    mean = features.mean(dim=0)
-    centred = features - mean
-    eigenvalues, basis = torch.linalg.eigh(centred.T @ centred)
-    ones = torch.ones(len(features), 1, dtype=torch.float64)
-    return torch.cat([centred @ basis, ones], dim=1), basis, mean, eigenvalues.clamp(min=0)
-
-
-def _lbfgs(
-    x: Tensor,
-    y: Tensor,
-    known: Tensor,
-    penalty: Tensor,
-    eigenvalues: Tensor,
-    *,
-    tolerance: float,
-    max_steps: int,
-) -> tuple[Tensor, int]:
-    """Minimise B independent logistic losses; x [N, D+1], y and known [N, B], penalty [B].
-
-    Returns the coefficients [B, D+1], intercept last, and the number of steps.
-    """
-    n, problems = y.shape
-    count = known.sum(dim=0)
-    rate = (y * known).sum(dim=0) / count
-    ridge = penalty[:, None].repeat(1, x.shape[1])
-    ridge[:, -1] = 0
-    # Hessian at w = 0 with the intercept at the base rate, if labels are missing at random.
-    spread = (rate * (1 - rate) * count)[:, None]
-    curvature = torch.cat([eigenvalues / n, torch.ones(1, dtype=torch.float64)])
-    inverse = 1 / (spread * curvature + ridge)
-    w = torch.zeros(problems, x.shape[1], dtype=torch.float64)
-    w[:, -1] = torch.logit(rate)
-    z = w[:, -1].expand(n, problems)
-    residual = (torch.sigmoid(z) - y) * known
-    gradient = residual.T @ x + ridge * w
-    history: list[tuple[Tensor, Tensor, Tensor]] = []
-    active = torch.arange(problems)
-    result = w.clone()
-    step = 0
-    for step in range(1, max_steps + 1):
-        direction = -_two_loop(gradient, history, inverse)
-        slope = (gradient * direction).sum(dim=1)
-        if step % 4 == 1:  # the loss costs as much as a step of the line search: not every time
-            loss = _log_loss(z, y, known) + 0.5 * (ridge * w.square()).sum(dim=1)
-            # The loss bends at least as much as the penalty, which bounds what is left to gain.
-            left = gradient[:, :-1].square().sum(dim=1) / (2 * ridge[:, 0]) - slope / 2
-            open_ = left > tolerance * loss
-            result[active] = w
-            if not bool(open_.any()):
-                break
-            if int(open_.sum()) < 0.8 * len(open_):
-                active, w, gradient, direction = (
-                    v[open_] for v in (active, w, gradient, direction)
-                )
-                ridge, inverse, slope = ridge[open_], inverse[open_], slope[open_]
-                y, known, z = y[:, open_], known[:, open_], z[:, open_]
-                history = [(s[open_], g[open_], r[open_]) for s, g, r in history]
-        moved = x @ direction.T
-        length, residual = _line_search(z, moved, y, known, w, direction, ridge, slope)
-        change = length[:, None] * direction
-        w = w + change
-        z = z + length * moved
-        new_gradient = residual.T @ x + ridge * w
-        history = _remember(history, change, new_gradient - gradient)
-        gradient = new_gradient
-    result[active] = w
-    return result, step
-
-
-def _log_loss(z: Tensor, y: Tensor, known: Tensor) -> Tensor:
-    return ((torch.nn.functional.softplus(z) - y * z) * known).sum(dim=0)
-
-
-def _two_loop(
-    gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]], inverse: Tensor
-) -> Tensor:
-    """The inverse Hessian's estimate times the gradient, [B, D+1]."""
-    q = gradient.clone()
-    shares = []
-    for change, difference, rho in reversed(history):
-        share = rho * (change * q).sum(dim=1)
-        q -= share[:, None] * difference
-        shares.append(share)
-    q *= inverse
-    if history:
-        # Scale the start to the curvature met last; 1 where a pair was refused.
-        change, difference, rho = history[-1]
-        weighted = (difference * inverse * difference).sum(dim=1)
-        scale = torch.where(rho > 0, 1 / (rho * weighted).clamp(min=1e-300), torch.ones_like(rho))
-        q *= scale[:, None]
-    for (change, difference, rho), share in zip(history, reversed(shares), strict=True):
-        back = rho * (difference * q).sum(dim=1)
-        q += (share - back)[:, None] * change
-    return q
-
-
-def _remember(
-    history: list[tuple[Tensor, Tensor, Tensor]], change: Tensor, difference: Tensor
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    curvature = (change * difference).sum(dim=1)
-    # A pair without curvature (a problem that stands still) gets weight 0 instead of 1/0.
-    rho = torch.where(curvature > 1e-200, 1 / curvature, torch.zeros_like(curvature))
-    return [*history[-(_HISTORY - 1) :], (change, difference, rho)]
-
-
-def _line_search(
-    z: Tensor,
-    moved: Tensor,
-    y: Tensor,
-    known: Tensor,
-    w: Tensor,
-    direction: Tensor,
-    ridge: Tensor,
-    slope: Tensor,
-    rounds: int = 8,
-) -> tuple[Tensor, Tensor]:
-    """Find by safeguarded Newton steps where the slope has shrunk to a third; the loss is convex.
-
-    Returns the step lengths [B] and the residuals [N, B] there.
-    """
-    linear = (ridge * w * direction).sum(dim=1)
-    square = (ridge * direction.square()).sum(dim=1)
-    length = torch.ones_like(slope)
-    low, high = torch.zeros_like(slope), torch.full_like(slope, torch.inf)
-    residual = torch.empty_like(moved)
-    for _ in range(rounds):
-        p = torch.sigmoid(z + length * moved)
-        residual = (p - y) * known
-        here = (residual * moved).sum(dim=0) + linear + length * square
-        good = here.abs() <= 0.3 * slope.abs()
-        if bool(good.all()):
-            break
-        low = torch.where(here < 0, length, low)
-        high = torch.where(here > 0, length, high)
-        bend = (p * (1 - p) * known * moved.square()).sum(dim=0) + square
-        newton = length - here / bend.clamp(min=1e-300)
-        middle = torch.where(high.isinf(), 4 * length, (low + high) / 2)
-        inside = (newton > low) & (newton < high.clamp(max=1e6)) & (newton < 10 * length)
-        length = torch.where(good, length, torch.where(inside, newton, middle))
-    else:
-        residual = (torch.sigmoid(z + length * moved) - y) * known
-    return length, residual
+    return LogisticProbe(weights, biases, defined, steps)
 
 
 def fit_ridge(
@@ -405,11 +236,11 @@ class FittedProbes:
 
 
 def select(scores: np.ndarray, strengths: Sequence[float]) -> np.ndarray:
-    """The position of the best penalty for each target; of equals the strongest.
+    """The position of the best strength for each target; of equals the highest, the smoothest.
 
     Args:
         scores: [S, T] on the validation split, higher is better; NaN where not defined.
-        strengths: S penalties.
+        strengths: S penalties, or numbers of neighbours.
 
     Returns:
         int64 [T]; -1 where no score is defined.
