@@ -10,6 +10,7 @@ from selfray.data.phantom.physics import FAT, SOFT_TISSUE
 from selfray.data.phantom.projection import Tube
 
 Array = np.ndarray
+FRONT = np.array([0.0, 1.0, 0.0])  # flattened from front to back
 
 
 @dataclass(frozen=True)
@@ -176,28 +177,28 @@ def diaphragm(t: Thorax, x: Array, y: Array) -> Array:
 
 
 def heart_ellipsoids(t: Thorax) -> list[tuple[Array, Array, Array]]:
-    """Centre [3], half-axes [3] and axes [3, 3] of the ellipsoids that make up the heart."""
-    base = t.apex - t.lung_height - 0.6 + 0.5 * (t.dome + t.dome_left)
-    k = t.heart * (t.half_width + t.split) / 13.3
+    """Centre [3], half-axes [3] and axes [3, 3] of the left and right heart and its base."""
+    low = t.apex - t.lung_height - 0.6
+    base = low + 0.55 * (0.6 * t.dome + 0.4 * t.dome_left) + 1.0
+    k = t.heart * (t.half_width + t.split) / 13.0
     shift = t.heart_shift
-    long_axis = np.array([0.78, -0.35, -0.52])
+    long_axis = np.array([0.72, -0.30, -0.62])
     long_axis /= np.linalg.norm(long_axis)
     second = np.cross(long_axis, [0.0, 1.0, 0.0])
     second /= np.linalg.norm(second)
-    third = np.cross(long_axis, second)
-    frame = np.stack([long_axis, second, third])
+    frame = np.stack([long_axis, second, np.cross(long_axis, second)])
     upright = np.eye(3)
-    front = -0.38 * t.half_depth
+    front = -0.36 * t.half_depth
     return [
-        (np.array([2.6 * k + shift, front, base + 3.2 * k]), np.array([6.3, 4.3, 4.4]) * k, frame),
+        (np.array([3.0 * k + shift, front, base + 3.3 * k]), np.array([6.2, 4.4, 4.6]) * k, frame),
         (
-            np.array([-1.0 * k + shift, front + 0.8, base + 4.4 * k]),
-            np.array([3.5, 3.7, 4.6]) * k,
+            np.array([-1.0 * k + shift, front + 0.8, base + 3.6 * k]),
+            np.array([3.6, 4.2, 4.6]) * k,
             upright,
         ),
         (
-            np.array([1.6 * k + shift, front + 0.4, base + 7.2 * k]),
-            np.array([2.9, 3.0, 3.6]) * k,
+            np.array([1.0 * k + shift, front + 0.6, base + 7.0 * k]),
+            np.array([3.1, 3.0, 4.0]) * k,
             upright,
         ),
     ]
@@ -218,34 +219,48 @@ def ellipsoid_distance(
 
 
 def mediastinum_distance(t: Thorax, x: Array, y: Array, z: Array) -> Array:
-    """Signed distance to spine, vessels and airways between the lungs, negative inside."""
-    arch = t.apex - 0.27 * t.lung_height
+    """Signed distance to spine, vessels and airways between the lungs, negative inside.
+
+    Its half-width varies with depth: thin in front, where the lungs nearly meet, the great
+    vessels in the middle, the spine at the back.
+    """
+    arch = arch_height(t)
     m = t.mediastinum
-    left = 2.5 * m + (0.55 + 1.0 * t.unfolding) * np.exp(-(((z - arch) / 1.55) ** 2))
-    left = left + 0.75 * np.exp(-(((z - arch + 3.8) / 1.6) ** 2))
-    right = 2.55 * m + (0.35 + 0.7 * t.unfolding) * np.exp(-(((z - arch + 2.5) / 3.0) ** 2))
-    spread = 0.5 * np.clip((z - t.apex + 3.0) / 3.0, 0, 2)
-    centre = t.scoliosis * 0.3
-    half = np.where(x > centre, left + spread, right + spread)
-    return (
-        np.sqrt(((x - centre) / half) ** 2 + ((y - 1.0) / (t.half_depth * 0.98)) ** 2) - 1
-    ) * half
+    left = 2.0 * m + (0.7 + 1.0 * t.unfolding) / (1 + ((z - arch) / 1.7) ** 4)
+    left = left + (0.9 * m) * np.exp(-(((z - arch + 4.3) / 2.0) ** 2))
+    right = 2.2 * m + (0.3 + 0.8 * t.unfolding) * np.exp(-(((z - arch + 2.8) / 3.0) ** 2))
+    spread = 0.6 * np.clip((z - t.apex + 4.0) / 3.0, 0, 2)
+    centre = 0.3 * t.scoliosis
+    vessels = np.where(x > centre, left + spread, right + spread)
+    _, _, middle = cage(t, z)
+    depth = y - middle
+    ridge = np.sqrt(np.clip(1.02 - np.abs(depth + 0.1 * t.half_depth) / (0.52 * t.half_depth), 0, 1))
+    half = 0.7 + (vessels - 0.7) * ridge
+    bone = 1 - ((depth - 0.82 * t.half_depth) / (0.34 * t.half_depth)) ** 2
+    half = np.maximum(half, 1.9 * np.sqrt(np.maximum(bone, 0)))
+    return np.abs(x - centre) - half
+
+
+def arch_height(t: Thorax) -> float:
+    """z of the middle of the aortic arch, cm."""
+    return t.apex - 0.27 * t.lung_height
 
 
 def body_distance(t: Thorax, x: Array, y: Array, z: Array) -> Array:
     """Signed distance to the skin, negative inside."""
     share = (t.apex - z) / t.lung_height
-    wall = 2.2 + t.fat
-    chest = t.half_width + t.split + wall + 0.10 * t.fat * np.clip(share - 0.5, 0, 1)
+    wall = 2.1 + t.fat
+    chest = t.half_width + t.split + wall + 0.8 + 0.10 * t.fat * np.clip(share - 0.5, 0, 1)
     neck = 5.8 + 0.35 * t.fat
-    rise = 1 / (1 + np.exp(-(share + 0.09) / 0.035))
+    rise = 1 / (1 + np.exp(-(share + 0.07) / 0.035))
     waist = 1 / (1 + np.exp(-(share - (0.33 if t.arms_up else 0.9)) / 0.05))
     half_x = neck + (t.shoulder - neck) * rise + (chest - t.shoulder) * waist
     _, _, middle = cage(t, z)
-    upper = 6.2 + 0.4 * t.fat
-    trunk = t.half_depth + wall
-    half_y = upper + (trunk - upper) * np.clip((share + 0.05) / 0.4, 0, 1)
-    r = (np.abs(x / half_x) ** 2.6 + np.abs((y - middle) / half_y) ** 2.6) ** (1 / 2.6)
+    upper = 6.0 + 0.4 * t.fat
+    trunk = t.half_depth + wall + 0.2
+    fill = np.clip((share + 0.15) / 0.5, 0, 1)
+    half_y = upper + (trunk - upper) * fill * (2 - fill)
+    r = (np.abs(x / half_x) ** 2.8 + np.abs((y - middle) / half_y) ** 2.8) ** (1 / 2.8)
     return (r - 1) * half_y
 
 
@@ -268,8 +283,8 @@ def rib_path(t: Thorax, number: int, side: int) -> Array:
     u = np.maximum(x - t.split, 0) / (a + outward)
     inner = np.minimum(x / np.maximum(t.split, 1), 1)
     y = middle + back * (b + outward) * np.sqrt(np.maximum(1 - u**2, 0)) * (0.8 + 0.2 * inner)
-    x = np.maximum(x, 2.0)
-    return np.stack([side * x + spine_shift(t, z), y, z], axis=1)
+    path = np.stack([side * x + spine_shift(t, z), y, z], axis=1)
+    return path[x > 2.0]
 
 
 def spine_shift(t: Thorax, z: Array) -> Array:
@@ -297,14 +312,14 @@ def ribs(t: Thorax) -> list[Tube]:
 def clavicles(t: Thorax) -> list[Tube]:
     """Both collar bones, from the sternum over the apices to the shoulders."""
     tubes = []
-    rise = 1.0 if t.arms_up else 2.0
+    rise = 1.2 if t.arms_up else 2.2
     for side in (-1, 1):
         s = np.linspace(0, 1, 50)
-        x = 1.8 + (t.shoulder - 4.3) * s
-        z = t.apex - 2.9 + rise * s + 0.7 * np.sin(2 * np.pi * s) * 0.5
-        _, b, middle = cage(t, z)
+        x = 1.5 + (t.shoulder - 4.2) * s
+        z = t.apex - 4.3 + rise * s + 0.45 * np.sin(2 * np.pi * s)
+        _, _, middle = cage(t, z)
         y = middle - 5.2 + 5.5 * s**1.6 - 1.0 * np.sin(2 * np.pi * s)
-        radius = 0.55 + 0.35 * (np.abs(s - 0.45) * 2) ** 3
+        radius = 0.58 + 0.45 * (np.abs(s - 0.5) * 2) ** 3
         tubes.append(Tube(np.stack([side * x, y, z], 1), radius))
     return tubes
 
@@ -316,78 +331,117 @@ def vertebra_levels(t: Thorax) -> Array:
 
 
 def spine(t: Thorax) -> list[Tube]:
-    """Vertebral bodies."""
+    """Vertebral bodies, waisted, with dense end plates by their flat ends."""
     tubes = []
+    half = t.lung_height * 0.099 * 0.41
+    s = np.linspace(-1, 1, 9)
     for index, z in enumerate(vertebra_levels(t)):
-        half = t.lung_height * 0.099 * 0.40
-        size = 1.25 + 0.06 * index
-        _, b, middle = cage(t, np.array([z]))
-        y = float(middle[0]) + float(t.half_depth) * 0.62
-        x = float(spine_shift(t, np.array([z]))[0])
-        path = np.array([[x, y, z - half], [x, y, z], [x, y, z + half]])
-        tubes.append(Tube(path, size * 1.25, size, np.array([0.0, 1.0, 0.0])))
+        x, y = spine_centre(t, z)
+        size = 1.15 + 0.05 * index
+        path = np.stack([np.full(9, x), np.full(9, y), z + half * s], axis=1)
+        waist = 1 - 0.10 * np.sqrt(1 - s**2)
+        tubes.append(Tube(path, size * 1.3 * waist, size * waist, FRONT))
     return tubes
 
 
-def spinous_processes(t: Thorax) -> list[Tube]:
-    """The backward, downward processes of the vertebrae and their pedicles."""
+def spine_centre(t: Thorax, z: float) -> tuple[float, float]:
+    """x and y of the spine at height z, cm."""
+    level = np.array([z])
+    return (
+        float(spine_shift(t, level)[0]),
+        float(cage(t, level)[2][0] + t.half_depth * 0.68),
+    )
+
+
+def vertebral_arches(t: Thorax) -> list[Tube]:
+    """Pedicles, laminae, transverse and spinous processes."""
     tubes = []
     for z in vertebra_levels(t):
-        _, b, middle = cage(t, np.array([z]))
-        y = float(middle[0]) + float(t.half_depth) * 0.62 + 1.6
-        x = float(spine_shift(t, np.array([z]))[0])
-        tubes.append(Tube(np.array([[x, y + 0.6, z], [x, y + 3.2, z - 2.0]]), 0.42))
+        x, y = spine_centre(t, z)
+        back = y + 1.6
+        tubes.append(Tube(np.array([[x, back + 0.6, z], [x, back + 3.0, z - 1.8]]), 0.36))
         for side in (-1, 1):
-            tubes.append(
-                Tube(
-                    np.array(
-                        [[x + side * 1.1, y - 0.6, z + 0.3], [x + side * 1.2, y + 0.6, z + 0.3]]
-                    ),
-                    0.42,
-                )
-            )
+            root = np.array([x + side * 1.15, back, z + 0.3])
+            tubes.append(Tube(np.stack([root - [0, 0.8, 0], root + [0, 0.8, 0]]), 0.42))
+            tip = root + [side * 2.0, 1.2, 0.2]
+            tubes.append(Tube(np.stack([root, tip]), np.array([0.4, 0.3])))
+            tubes.append(Tube(np.stack([root, [x, back + 1.2, z - 0.3]]), 0.4))
     return tubes
 
 
 def scapulae(t: Thorax) -> list[Tube]:
-    """Shoulder blades as their thick borders; the plate between is thin."""
+    """Shoulder blades: thick borders, a thin plate, spine, socket, acromion and coracoid."""
     tubes = []
-    out = 3.0 if t.arms_up else 0.0
+    out = 3.2 if t.arms_up else 0.3
     for side in (-1, 1):
-        top = np.array([side * (t.split + 4.5 + out), t.half_depth * 0.75, t.apex - 3.0])
-        tip = np.array([side * (t.split + 5.5 + 1.6 * out), t.half_depth * 0.95, t.apex - 15.5])
-        glenoid = np.array([side * (t.shoulder - 4.2), 2.0, t.apex - 3.2])
+        back = t.half_depth
+        top = np.array([side * (t.split + 4.3 + out), back * 0.75, t.apex - 2.5])
+        tip = np.array([side * (t.split + 5.6 + 1.5 * out), back * 0.95, t.apex - 15.5])
+        socket = np.array([side * (t.shoulder - 4.4), 2.0, t.apex - 3.6])
+        inner = _bowed(top, tip, np.array([-side * 0.5, 0.4, 0]))
+        outer = _bowed(socket, tip, np.array([-side * 0.7, 0.0, 0]))
+        acromion = socket + [side * 1.6, 1.5, 2.6]
         tubes += [
-            Tube(np.stack([top, (top + tip) / 2 + [side * 0.3, 0.4, 0], tip]), 0.3),
-            Tube(np.stack([tip, (tip + glenoid) / 2 - [side * 0.4, 0, 0], glenoid]), 0.5),
-            Tube(np.stack([top, glenoid + [side * 1.0, 1.5, 1.5]]), 0.5),
-            Tube(np.stack([glenoid + [0, -0.4, -1.2], glenoid + [0, 0, 1.4]]), 1.1),
+            Tube(inner, 0.22),
+            Tube(outer, 0.42),
+            Tube(_bowed(top + [0, 0, -2.0], acromion, np.array([0, 1.0, 0.3])), 0.38),
+            Tube(np.stack([top, socket + [0, 0, 1.5]]), 0.25),
+            Tube(np.stack([socket + [0, 0, 1.7], socket, socket - [0, 0, 1.7]]), 0.85),
+            Tube(np.stack([socket + [0, -1, 1.5], socket + [-side * 1.5, -3.0, 2.0]]), 0.5),
         ]
+        plate = (inner + outer) / 2
+        gap = np.linalg.norm(outer - inner, axis=1)
+        flat = np.cross(top - socket, tip - top)
+        flat /= np.linalg.norm(flat)
+        tubes.append(Tube(plate, gap / 2, 0.10, flat))
     return tubes
+
+
+def _bowed(start: Array, end: Array, bow: Array) -> Array:
+    s = np.linspace(0, 1, 24)[:, None]
+    return start + (end - start) * s + bow * np.sin(np.pi * s)
 
 
 def humeri(t: Thorax) -> list[Tube]:
     """Heads and shafts of the upper arms."""
     tubes = []
+    s = np.linspace(-1, 1, 15)
+    ball = 2.1 * np.sqrt(1 - 0.98 * s**2)
     for side in (-1, 1):
-        head = np.array([side * (t.shoulder - 2.0), 0.5, t.apex - 3.0])
-        away = (
-            np.array([side * 14.0, -1.0, -8.0])
-            if t.arms_up
-            else np.array([side * 3.0, -1.0, -26.0])
-        )
-        tubes.append(Tube(np.stack([head + [0, 0, 1.6], head, head - [0, 0, 1.6]]), 2.0))
-        tubes.append(Tube(np.stack([head, head + away]), 1.1))
+        head = np.array([side * (t.shoulder - 1.9), 0.6, t.apex - 3.3])
+        away = [side * 14.0, -1.0, -9.0] if t.arms_up else [side * 2.5, -1.0, -26.0]
+        tubes.append(Tube(head + np.stack([0 * s, 0 * s, 2.1 * s], axis=1), ball))
+        tubes.append(Tube(np.stack([head, head + away]), 1.15))
+    return tubes
+
+
+def sternum(t: Thorax) -> list[Tube]:
+    """Manubrium and body of the breast bone."""
+    z = t.apex - t.lung_height * np.linspace(0.16, 0.66, 20)
+    _, b, middle = cage(t, z)
+    path = np.stack([0 * z, middle - b - 0.3, z], axis=1)
+    return [Tube(path, np.interp(np.arange(20), [0, 4, 6, 19], [2.6, 1.7, 1.3, 1.6]), 0.5, FRONT)]
+
+
+def airways(t: Thorax) -> list[Tube]:
+    """Trachea and main bronchi, air."""
+    carina = t.apex - 0.36 * t.lung_height
+    lean = 0.4 * t.unfolding
+    windpipe = np.array(
+        [[0.0, -2.5, t.apex + 8], [0.0, -0.8, t.apex], [-lean, 0.8, carina + 3], [0, 1.4, carina]]
+    )
+    tubes = [Tube(windpipe, 0.88, 0.75, FRONT)]
+    for side, down, out in ((-1, -3.2, 3.0), (1, -2.4, 4.2)):
+        bronchus = np.array([[0, 1.4, carina + 0.3], [side * out, 1.6, carina + down]])
+        tubes.append(Tube(bronchus, np.array([0.72, 0.5])))
     return tubes
 
 
 def lung_distance(t: Thorax, x: Array, y: Array, z: Array) -> tuple[Array, Array]:
     """Signed distances to the lungs (with the pleural space) and to the heart."""
-    heart = None
-    for centre, half_axes, frame in heart_ellipsoids(t):
-        d = ellipsoid_distance(centre, half_axes, frame, x, y, z)
-        heart = d if heart is None else np.minimum(heart, d)
-    assert heart is not None
+    chambers = [ellipsoid_distance(*e, x, y, z) for e in heart_ellipsoids(t)]
+    # A smooth minimum fills the furrows between the chambers, as fat does.
+    heart = -0.9 * np.log(sum(np.exp(np.minimum(-d / 0.9, 30.0)) for d in chambers) + 1e-9)
     lung = np.maximum(cage_distance(t, x, y, z), 0.85 * (diaphragm(t, x, y) - z))
     lung = np.maximum(lung, -mediastinum_distance(t, x, y, z))
     return np.maximum(lung, -heart), heart

@@ -11,50 +11,60 @@ from selfray.data.phantom.projection import Beam, splat
 
 
 def vessel_tree(t: Thorax, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Branching tubes from both hila to the periphery, as points.
+    """Tapering, forking tubes from both hila to the periphery, as points.
 
     Returns:
         Points [N, 3], radius [N] and length [N] of the piece at each point, cm.
     """
-    hilum_z = t.apex - 0.44 * t.lung_height
-    starts, directions, radii = [], [], []
-    for side in (-1, 1):
-        for _ in range(22):
-            goal = np.array(
-                [
-                    side * rng.uniform(3.0, t.split + t.half_width),
-                    rng.uniform(-1, 1) * t.half_depth,
-                    t.apex - rng.uniform(0.0, 1.02) * t.lung_height,
-                ]
-            )
-            start = np.array([side * 3.0, 0.5, hilum_z + (0.8 if side > 0 else 0)])
-            starts.append(start + rng.normal(0, 0.7, 3))
-            directions.append((goal - start) / np.linalg.norm(goal - start))
-            radii.append(rng.uniform(0.22, 0.5))
-    position, heading, radius = np.array(starts), np.array(directions), np.array(radii)
+    position, heading, radius = _stems(t, rng)
     points, sizes, lengths = [], [], []
-    for _ in range(5):
-        steps = 18
-        count = len(position)
-        reach = rng.uniform(2.0, 4.2, count)
-        bend = rng.normal(0, 0.35, (count, 3))
+    for generation in range(7):
+        count, steps = len(position), 16 if generation < 4 else 7
+        reach = rng.uniform(1.3, 3.2, count) * (1.15 - 0.1 * generation)
+        bend = rng.normal(0, 0.28, (count, 3))
         s = (np.arange(steps) + 0.5) / steps
         curve = heading[:, None] * s[:, None] + 0.5 * bend[:, None] * s[:, None] ** 2
         points.append((position[:, None] + curve * reach[:, None, None]).reshape(-1, 3))
         sizes.append((radius[:, None] * (1 - 0.2 * s)).reshape(-1))
         lengths.append(np.repeat(reach / steps, steps))
         end = position + (heading + 0.5 * bend) * reach[:, None]
-        heading = heading + bend
-        children = []
-        for turn in (-1.0, 1.0):
-            aside = rng.normal(0, 0.33, (count, 3)) * turn
-            new = heading + aside
-            children.append((end, new / np.linalg.norm(new, axis=1, keepdims=True)))
-        shrink = rng.uniform(0.62, 0.82, (2, count))
-        position = np.concatenate([children[0][0], children[1][0]])
-        heading = np.concatenate([children[0][1], children[1][1]])
-        radius = np.concatenate([radius * shrink[0], radius * shrink[1]])
+        aside = rng.normal(0, 0.38, (count, 3))
+        # The thinner child turns off further, as flow demands (Murray's law: r³ is kept).
+        share = rng.uniform(0.5, 0.85, count)
+        thick, thin = share ** (1 / 3), (1 - share) ** (1 / 3)
+        forward = heading + bend
+        position = np.concatenate([end, end])
+        heading = np.concatenate([forward - 0.35 * aside, forward + aside])
+        heading /= np.linalg.norm(heading, axis=1, keepdims=True)
+        radius = 0.93 * np.concatenate([radius * thick, radius * thin])
     return np.concatenate(points), np.concatenate(sizes), np.concatenate(lengths)
+
+
+def _stems(t: Thorax, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start, direction and radius of the segmental arteries and veins."""
+    starts, directions, radii = [], [], []
+    hilum = t.apex - 0.45 * t.lung_height
+    for side in (-1, 1):
+        z = hilum + (0.8 if side > 0 else 0.0)
+        for index in range(22):
+            turn = (index + rng.uniform(-0.3, 0.3)) / 22 * 2 * np.pi
+            goal = np.array(
+                [
+                    side * (t.split + rng.uniform(-0.2, 0.9) * t.half_width),
+                    rng.uniform(-0.9, 0.9) * t.half_depth,
+                    z + np.sin(turn) * 0.5 * t.lung_height,
+                ]
+            )
+            down = np.sin(turn) < -0.5
+            start = np.array([side * 3.1, 0.3, z + np.sin(turn) * 1.5]) + rng.normal(0, 0.4, 3)
+            starts.append(start)
+            directions.append((goal - start) / np.linalg.norm(goal - start))
+            radii.append(rng.uniform(0.2, 0.36) * (1.25 if down else 1.0))
+        # The descending pulmonary artery is the largest vessel of a hilum.
+        starts.append(np.array([side * 3.3, 0.8, z + 0.5]))
+        directions.append(np.array([side * 0.25, 0.1, -0.96]))
+        radii.append(0.62)
+    return np.array(starts), np.array(directions), np.array(radii)
 
 
 def fibrosis_strands(t: Thorax, status: Status, beam: Beam, rng: np.random.Generator) -> np.ndarray:
@@ -92,20 +102,20 @@ def breast_path(t: Thorax, beam: Beam) -> np.ndarray:
         return total
     r = t.breast
     z = t.apex - t.lung_height * 0.62 + t.breast_droop * t.lung_height
-    _, b, middle = anatomy.cage(t, np.array(z))
+    _, _, middle = anatomy.cage(t, np.array(z))
+    skin = float(middle) - t.half_depth - 2.2 - t.fat
+    rows, columns = np.mgrid[: beam.size, : beam.size].astype(np.float32)
+    # Lying down, a breast spreads to the side.
+    flat, aside = (1.0, 3.4) if t.arms_up else (0.7, 4.8)
     for side in (-1, 1):
-        centre = np.array([side * (t.split + 3.6 + 0.15 * r), middle - b - 1.8 - t.fat, z])
-        half = np.array([1.15 * r, 0.55 * r, 1.2 * r])
+        centre = np.array([side * (t.split + aside + 0.15 * r), skin + 0.1 * r + 0.4, z])
         column, row, magnification = beam.project(centre)
-        px = beam.size / beam.field * magnification
-        if beam.view == "LL":
-            ex, depth = half[1], half[0]
-        else:
-            ex, depth = half[0], half[1]
-        rows, columns = np.mgrid[: beam.size, : beam.size].astype(np.float32)
-        dz = (row - rows) / (px * half[2])
+        px = float(beam.size / beam.field * magnification)
+        seen, depth = (0.6, 1.15) if beam.view == "LL" else (1.15, 0.6)
+        dz = (float(row) - rows) / (px * 1.1 * r)
         # The lower edge of a breast is sharp, the upper one runs out into the chest wall.
         dz = np.where(dz > 0, dz / 1.7, dz)
-        q = 1 - ((columns - column) / (px * ex)) ** 2 - dz**2
-        total += (2 * depth * 0.55 * np.sqrt(np.maximum(q, 0)) * 0.95).astype(np.float32)
+        q = 1 - ((columns - float(column)) / (px * seen * r)) ** 2 - dz**2
+        # Only the half in front of the chest wall adds tissue.
+        total += flat * depth * r * 0.95 * np.maximum(q, 0) ** 0.7
     return total

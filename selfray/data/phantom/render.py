@@ -12,7 +12,7 @@ from selfray.data.phantom.anatomy import Thorax, occupied
 from selfray.data.phantom.devices import device_tubes
 from selfray.data.phantom.findings import FINDINGS, Finding, Status
 from selfray.data.phantom.lungs import breast_path, fibrosis_strands, vessel_tree
-from selfray.data.phantom.physics import CORTICAL_BONE, MARROW, SOFT_TISSUE, STEEL
+from selfray.data.phantom.physics import CORTICAL_BONE, SOFT_TISSUE
 from selfray.data.phantom.projection import Beam, Tube, march, project_tubes, splat
 
 MASK_LABELS = (
@@ -184,6 +184,7 @@ def render(
     soft = paths["soft"]
     bone, masks_bone = _bones(t, status, beam, study_rng)
     soft = soft + _vessels(t, status, beam, organs, anatomy_rng)
+    soft = soft - SOFT_TISSUE * project_tubes(beam, anatomy.airways(t))
     soft = soft + breast_path(t, beam) + fibrosis_strands(t, status, beam, study_rng)
     metal, devices, device_mask = device_tubes(t, status, beam, study_rng)
     grams = {"soft": np.maximum(soft + devices, 0), "bone": bone, "metal": metal}
@@ -207,18 +208,18 @@ def _bones(t, status, beam, rng):
         )
         fracture |= canvas > 0
     outer, inner = project_tubes(beam, tubes), project_tubes(beam, tubes, 0.13)
-    extra = MARROW - SOFT_TISSUE
     bone = (outer - inner) * CORTICAL_BONE * 0.75 * shell + inner * 0.22 * shell
     collar = project_tubes(beam, anatomy.clavicles(t))
     collar_inner = project_tubes(beam, anatomy.clavicles(t), 0.2)
     bone += (collar - collar_inner) * CORTICAL_BONE * 0.7 * shell + collar_inner * 0.25 * shell
     body = project_tubes(beam, anatomy.spine(t))
-    bone += body * 0.20 * shell + extra * 0
-    bone += (body - project_tubes(beam, anatomy.spine(t), 0.14)) * 0.6 * shell
-    back = anatomy.spinous_processes(t)
-    bone += project_tubes(beam, back) * 0.45 * shell
+    bone += body * 0.12 * shell
+    bone += (body - project_tubes(beam, anatomy.spine(t), 0.14)) * 0.5 * shell
+    bone += project_tubes(beam, anatomy.sternum(t)) * 0.18 * shell
+    back = anatomy.vertebral_arches(t)
+    bone += project_tubes(beam, back) * 0.40 * shell
     blades = anatomy.scapulae(t) + anatomy.humeri(t)
-    bone += project_tubes(beam, blades) * 0.35 * shell
+    bone += project_tubes(beam, blades) * 0.25 * shell
     bone += (project_tubes(beam, blades) - project_tubes(beam, blades, 0.15)) * 0.8 * shell
     return bone, {"ribs": outer > 0.25, "clavicles": collar > 0.3, "fracture": fracture}
 
@@ -246,7 +247,7 @@ def _vessels(t, status, beam, organs, rng):
     volume = np.pi * radius**2 * length * contrast
     pixel = beam.field / beam.size
     total = np.zeros((beam.size, beam.size), np.float32)
-    edges = [0, 0.06, 0.1, 0.16, 0.26, 0.45, 9]
+    edges = [0, 0.05, 0.1, 0.16, 0.26, 0.45, 9]
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         chosen = (radius >= low) & (radius < high)
         if chosen.any():
