@@ -212,20 +212,27 @@ def _ingest_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="minmax|percentile",
         help="what becomes black and white (minmax)",
     )
-    parser.add_argument("--table", type=Path, metavar="CSV", help="metadata by file name")
+    parser.add_argument(
+        "--table", type=Path, metavar="CSV", help="findings and other metadata, one row a file"
+    )
+    parser.add_argument("--name", metavar="NAME", help="name of the dataset (that of OUT)")
+    parser.add_argument("--origin", metavar="TEXT", help="where the images come from")
+    parser.add_argument("--licence", metavar="TEXT", help="terms of use of the images")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the splits (0)")
+    parser.add_argument(
+        "--key-file",
+        type=Path,
+        metavar="FILE",
+        help="secret key of the hashes that replace identifiers, made if missing (OUT.key)",
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
 
 
 def _ingest(arguments: argparse.Namespace) -> Iterator[str]:
     from selfray.data.ingest import ingest
 
-    counts = ingest(
-        arguments.source,
-        arguments.out,
-        size=arguments.size,
-        intensity=arguments.intensity,
-        table=arguments.table,
-    )
-    yield str(counts)
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    yield str(ingest(**given))
     yield f"wrote {arguments.out}"
 
 
@@ -316,7 +323,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> Iterator[str]:
-    from selfray.evaluate import TASKS, evaluate
+    from selfray.evaluate import TASKS, evaluate, results_table
 
     evaluate(
         arguments.encoders,
@@ -326,6 +333,7 @@ def _evaluate(arguments: argparse.Namespace) -> Iterator[str]:
         baseline=arguments.baseline,
         seed=arguments.seed,
     )
+    yield results_table(arguments.out)
     yield f"wrote {arguments.out}"
 
 

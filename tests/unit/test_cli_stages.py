@@ -1,0 +1,83 @@
+"""Each command calls its stage with what was typed; the stages' signatures are the real ones."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock, create_autospec
+
+import pytest
+
+from selfray.cli import main
+
+
+def _replaced(where: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """A stand-in that refuses arguments which the stage does not take."""
+    module = importlib.import_module(where)
+    stand_in = create_autospec(getattr(module, name))
+    monkeypatch.setattr(module, name, stand_in)
+    return stand_in
+
+
+CALLS: list[tuple[str, str, str, dict[str, Any]]] = [
+    (
+        "phantom d --patients 3 --size 64 --seed 5 --sites B D",
+        "selfray.data.phantom",
+        "write_phantom",
+        {"out": Path("d"), "patients": 3, "size": 64, "seed": 5, "sites": ("B", "D")},
+    ),
+    (
+        "ingest s d --size 64 --table t.csv --key-file k --licence CC0",
+        "selfray.data.ingest",
+        "ingest",
+        {"source": Path("s"), "out": Path("d"), "size": 64, "intensity": "minmax",
+         "table": Path("t.csv"), "key_file": Path("k"), "licence": "CC0"},
+    ),
+    (
+        "features random:vit_nano --data d --out f --batch-size 4 --patch-tokens",
+        "selfray.features",
+        "extract_features",
+        {"encoder": "random:vit_nano", "data": Path("d"), "out": Path("f"), "batch_size": 4,
+         "patch_tokens": True},
+    ),
+    (
+        "evaluate a b --data d --out e --tasks metadata --baseline b --seed 3",
+        "selfray.evaluate",
+        "evaluate",
+        {"encoders": ["a", "b"], "data": Path("d"), "out": Path("e"), "tasks": ["metadata"],
+         "baseline": "b", "seed": 3},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "where", "name", "expected"), CALLS)
+def test_a_command_calls_its_stage_with_what_was_typed(
+    line: str,
+    where: str,
+    name: str,
+    expected: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stage = _replaced(where, name, monkeypatch)
+    if name == "evaluate":
+        _replaced(where, "results_table", monkeypatch).return_value = "the table"
+    assert main(shlex.split(line)) == 0
+    positional, named = stage.call_args
+    parameters = list(stage.__signature__.parameters)
+    assert dict(zip(parameters, positional, strict=False)) | named == expected
+    assert capsys.readouterr().out.endswith(f"wrote {expected['out']}\n")
+
+
+def test_pretrain_passes_config_directory_and_whether_to_resume(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = _replaced("selfray.pretrain", "pretrain", monkeypatch)
+    words = "pretrain demo --data d e --out r --init x --guard 0.02 --resume must --steps 5"
+    assert main(words.split()) == 0
+    (config, out), named = stage.call_args
+    assert (config.data, config.init, config.guard) == (("d", "e"), "x", 0.02)
+    assert (config.recipe, config.steps, out, named) == ("demo", 5, Path("r"), {"resume": "must"})
+    assert capsys.readouterr().out == "wrote r\n"
