@@ -43,7 +43,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "mask": _ENCODED,  # PNG, uint16 bit field: bit k is set where label k of `mask_labels` is
     "finding_mask": _ENCODED,  # likewise, bit k for finding k of `findings`
     "report": pa.string(),
-    "source_file": pa.string(),  # path below the ingested folder
+    "source_file": pa.string(),  # from ingest: keyed hash of the path below the folder
 }
 
 
@@ -261,10 +261,11 @@ class DatasetWriter:
         )
         write_atomically(self.partial / "state.json", json.dumps(state).encode())
         write_atomically(self.partial / "dataset.json", json.dumps(description, indent=2).encode())
-        (self.partial / "plan.json").unlink()
         if self.out.exists():
             self.out.rmdir()
         self.partial.rename(self.out)
+        # Last: without the plan a kill just before the renaming would leave what nobody continues.
+        (self.out / "plan.json").unlink()
         return RadiographDataset(self.out)
 
     def discard(self) -> None:
@@ -289,7 +290,7 @@ class RadiographDataset:
             raise InputError(f"{directory} is not a directory. Give one made by `selfray ingest`.")
         try:
             self.info: dict[str, Any] = json.loads(description.read_text())
-            if self.info["format"] != FORMAT_NAME:
+            if self.info["format"] != FORMAT_NAME or not isinstance(self.info["version"], int):
                 raise KeyError("format")
             state = json.loads((self.directory / "state.json").read_text())
             shards = [self.directory / Path(f["filename"]).name for f in state["_data_files"]]
@@ -351,6 +352,7 @@ class RadiographDataset:
         bits = cv2.imdecode(np.frombuffer(value["bytes"], np.uint8), cv2.IMREAD_UNCHANGED)
         if bits is None or bits.ndim != 2:
             raise BadImage(f"{self.directory}: {column} of row {row} does not decode")
+        bits = bits.astype(np.uint16)
         return np.stack([(bits >> index) & 1 for index in range(len(names))]).astype(bool)
 
     def column(self, name: str) -> np.ndarray:

@@ -17,10 +17,11 @@ import numpy as np
 import pydicom
 from pydicom.dataset import FileDataset
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_partial
 from pydicom.multival import MultiValue
 from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 from pydicom.pixels.utils import get_expected_length, pixel_array
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from selfray.errors import BadImage
 
@@ -33,17 +34,47 @@ MAX_FILE_BYTES = 1 << 30
 # and de-identified archives have them.
 RADIOGRAPHIC = frozenset({"CR", "DX", "DR", "RG", "RF", "XA", "PX", "MG", "IO", "OT", ""})
 
-_FIELDS = """
-    SpecificCharacterSet Modality StudyDate StudyInstanceUID PatientID PatientSex PatientAge
-    PatientBirthDate PatientSize PatientWeight ViewPosition ViewCodeSequence PatientOrientation
-    SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns
-    BitsAllocated BitsStored HighBit PixelRepresentation PixelAspectRatio PixelSpacing
-    ImagerPixelSpacing PixelPaddingValue PixelPaddingRangeLimit RescaleIntercept RescaleSlope
-    ModalityLUTSequence VOILUTSequence VOILUTFunction WindowCenter WindowWidth
-    PresentationLUTShape RedPaletteColorLookupTableDescriptor PixelData
-""".split()
+_FIELDS = [
+    "SpecificCharacterSet",
+    "Modality",
+    "StudyDate",
+    "StudyInstanceUID",
+    "PatientID",
+    "PatientSex",
+    "PatientAge",
+    "PatientBirthDate",
+    "PatientSize",
+    "PatientWeight",
+    "ViewPosition",
+    "ViewCodeSequence",
+    "PatientOrientation",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelAspectRatio",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "ModalityLUTSequence",
+    "VOILUTSequence",
+    "VOILUTFunction",
+    "WindowCenter",
+    "WindowWidth",
+    "PresentationLUTShape",
+    "PixelData",
+]
 
-_VIEWS = frozenset("PA AP LL RL LLD RLD LAO RAO LPO RPO LATERAL".split())
+_VIEWS = frozenset({"PA", "AP", "LL", "RL", "LLD", "RLD", "LAO", "RAO", "LPO", "RPO", "LATERAL"})
 
 # SNOMED CT codes of the context group CID 4010, "DX View" (PS3.16).
 _VIEW_CODES = {
@@ -158,7 +189,7 @@ def _refuse_inflating(path: Path) -> None:
         if file.read(132)[128:] != b"DICM":
             return
         file.seek(0)
-        meta = pydicom.filereader.read_partial(file, stop_when=lambda tag, _vr, _n: tag.group > 2)
+        meta = read_partial(file, stop_when=lambda tag, _vr, _n: tag.group > 2)
         if meta.file_meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
             return
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -198,7 +229,7 @@ def _refuse_by_header(header: FileDataset) -> None:
     if syntax is None:
         # Without a meta header nothing states the encoding; what pydicom parsed it with does.
         implicit, little = header.original_encoding
-        header.file_meta.TransferSyntaxUID = syntax = pydicom.uid.UID(
+        header.file_meta.TransferSyntaxUID = syntax = UID(
             "1.2.840.10008.1.2" if implicit else f"1.2.840.10008.1.2.{1 if little else 2}"
         )
     if not syntax.is_compressed or syntax == DeflatedExplicitVRLittleEndian:
@@ -361,7 +392,8 @@ def _age(header: FileDataset) -> float | None:
         born, seen = _days(header, "PatientBirthDate"), _days(header, "StudyDate")
         if born is not None and seen is not None:
             years = (seen - born) / 365.25
-    return years if years is not None and 0 <= years <= 120 else None
+    # A tenth of a year: the exact day of birth is nobody else's to know.
+    return round(years, 1) if years is not None and 0 <= years <= 120 else None
 
 
 def _days(header: FileDataset, name: str) -> int | None:

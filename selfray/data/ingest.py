@@ -1,0 +1,486 @@
+"""An archive of radiographs → a dataset directory and a list of what was refused.
+
+Privacy. Of a header only the fields that `dicom.py` names are read. Patient, study and file names
+are written as keyed hashes (HMAC-SHA256): without the key nobody can tell which patient a hash
+is, not even by trying all identifiers. The key and the list of files by hash lie beside the
+dataset in `OUT.key` and `OUT.files.csv`, readable by the owner alone; who has them can link the
+images to their patients, so they stay where the archive is when the dataset moves on. Pixels are
+not searched for burned-in text, and reports of a `--table` are copied as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import hmac
+import io
+import json
+import os
+import secrets
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfray.data.dataset import (
+    SPLITS,
+    DatasetInfo,
+    DatasetWriter,
+    encode_png,
+    require_empty,
+    write_atomically,
+)
+from selfray.data.dicom import AcquisitionRecord
+from selfray.data.isolated import each_in_processes
+from selfray.data.metadata_table import MetadataTable, read_metadata_table
+from selfray.data.radiograph import (
+    INTENSITIES,
+    MIN_SIDE,
+    image_format,
+    read_radiograph,
+    resize_shorter_side,
+    to_eight_bits,
+)
+from selfray.errors import BadImage, InputError, Interrupted
+
+SPLIT_SHARES = {"train": 0.7, "validate": 0.1, "test": 0.2}
+
+# After a kill at most this many images are decoded again.
+_ROWS_PER_SHARD = 512
+
+_COMMAND_FILE = "ingest.json"
+
+
+@dataclass(frozen=True)
+class IngestCounts:
+    """What became of the files of a folder.
+
+    Attributes:
+        images: Rows of the dataset.
+        patients: Different patients among them.
+        quarantined: Files refused.
+        reasons: How many were refused for each reason.
+        passed_over: Files that are no images by name and content.
+        table_rows_without_file: Rows of the table that matched nothing.
+    """
+
+    images: int
+    patients: int
+    quarantined: int
+    reasons: dict[str, int]
+    passed_over: int
+    table_rows_without_file: int
+
+    def __str__(self) -> str:
+        parts = [f"{self.images} images of {self.patients} patients"]
+        if self.quarantined:
+            parts.append(f"{self.quarantined} files refused ({_listed(self.reasons)})")
+        if self.passed_over:
+            parts.append(f"{self.passed_over} other files passed over")
+        if self.table_rows_without_file:
+            parts.append(f"{self.table_rows_without_file} rows of the table have no file")
+        return ", ".join(parts)
+
+
+def ingest(
+    source: Path,
+    out: Path,
+    *,
+    size: int = 518,
+    intensity: str = "minmax",
+    table: Path | None = None,
+    name: str | None = None,
+    origin: str = "radiographs ingested from files",
+    licence: str = "as of the source",
+    seed: int = 0,
+    key_file: Path | None = None,
+    workers: int | None = None,
+) -> IngestCounts:
+    """Read every radiograph below a folder into a dataset directory.
+
+    A file that cannot be used goes to `quarantine.jsonl` with its reason, and the run goes on.
+    After an interruption the same command continues. Patients come from the table, else from
+    the headers; an image without one counts as its own patient. Splits come from the table,
+    else from a hash of patient and seed: 70 % train, 10 % validate, 20 % test. Values of the
+    table win over those of a header.
+
+    Args:
+        source: Folder, searched with its subfolders, links followed; hidden files are not read.
+        out: Dataset directory to make; must not exist, or be empty.
+        size: Shorter side of the images, pixels, >= 64.
+        intensity: `minmax` or `percentile`; see `radiograph.to_eight_bits`.
+        table: CSV with more metadata; see `metadata_table.read_metadata_table`.
+        name: Name of the dataset; that of `out` if None.
+        origin: Where the images come from, for `dataset.json`.
+        licence: Terms of use, for `dataset.json`.
+        seed: Of the splits.
+        key_file: Secret key of the hashes, made if missing; `OUT.key` if None. Folders ingested
+            with one key give one patient one hash.
+        workers: Decoding processes; one a core if None.
+
+    Returns:
+        Counts.
+
+    Raises:
+        InputError: Nothing can be made of the arguments, or no image could be read.
+        Interrupted: SIGINT or SIGTERM; what was read is kept for the next start.
+    """
+    out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link at OUT)
+    _require_arguments(source, out, size, intensity)
+    files, passed_over = _find_images(source)
+    if not files:
+        raise InputError(
+            f"{source}: no image among {passed_over} files. Give a folder with DICOM, PNG, JPEG "
+            "or TIFF files."
+        )
+    metadata = read_metadata_table(table, files) if table else MetadataTable()
+    info = DatasetInfo(
+        name=name or out.name,
+        origin=f"{origin}; an image without patient identifier counts as its own patient",
+        licence=licence,
+        synthetic=False,
+        findings=metadata.findings,
+        mask_labels=(),
+        pixels=f"shorter side {size} px by antialiased cubic resampling, {intensity} to 8 bits",
+    )
+    with _room_on_disk(out):
+        writer = DatasetWriter(out, info, rows_per_shard=_ROWS_PER_SHARD)
+        key = _key(key_file or out.with_name(out.name + ".key"))
+        _require_same_command(writer, source, table, seed, key)
+        hashes = _Hashes(key)
+        names = {file: hashes.of("file", file, 20) for file in files}
+        _write_file_list(out.with_name(out.name + ".files.csv"), names)
+        with _Refusals(writer.partial / "quarantine.jsonl") as refusals:
+            done = set(writer.written("source_file")) | refusals.files
+            todo = [file for file in files if names[file] not in done]
+            jobs = [(str(source / file), size, intensity) for file in todo]
+            rows = _RowMaker(hashes, metadata, seed)
+            outcomes = _with_progress(todo, each_in_processes(_decode, jobs, workers))
+            for file, outcome in _until_interrupted(outcomes, writer):
+                if isinstance(outcome, str):
+                    refusals.add(names[file], outcome)
+                    continue
+                try:
+                    writer.add(rows.row(file, names[file], *outcome))
+                except BadImage as refused:
+                    refusals.add(names[file], str(refused))
+        writer.flush()
+        if not writer.shards:
+            writer.discard()
+            raise InputError(
+                f"{source}: none of {len(files)} images can be used. "
+                f"{_listed(_by_reason(refusals.records))}."
+            )
+        dataset = writer.finish(refusals.records)
+        (out / _COMMAND_FILE).unlink()
+    return IngestCounts(
+        images=len(dataset),
+        patients=dataset.info["counts"]["patients"],
+        quarantined=len(refusals.records),
+        reasons=_by_reason(refusals.records),
+        passed_over=passed_over,
+        table_rows_without_file=metadata.unmatched,
+    )
+
+
+def _by_reason(records: list[dict[str, str]]) -> dict[str, int]:
+    """How many files were refused for each reason, the most frequent first."""
+    counts = Counter(record["reason"] for record in records)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _listed(reasons: dict[str, int]) -> str:
+    parts = [f"{count}: {reason}" for reason, count in reasons.items()]
+    return "; ".join(parts[:5]) + ("; …" if len(parts) > 5 else "")
+
+
+def _require_arguments(source: Path, out: Path, size: int, intensity: str) -> None:
+    if not source.is_dir():
+        raise InputError(f"{source} is not a directory. Give the folder with the radiographs.")
+    if size < MIN_SIDE:
+        raise InputError(f"size is {size}. Allowed: {MIN_SIDE} or more.")
+    if intensity not in INTENSITIES:
+        raise InputError(f"intensity is {intensity!r}. Allowed: {', '.join(INTENSITIES)}.")
+    if out.is_relative_to(source.resolve()):
+        raise InputError(f"{out} lies inside the folder that is read. Give a place outside of it.")
+    require_empty(out)
+
+
+def _find_images(source: Path) -> tuple[list[str], int]:
+    """Paths of images below a folder, sorted, with `/`; and the number of other files."""
+    found, others = [], 0
+    seen: set[tuple[int, int]] = set()
+    folders = [source]
+    while folders:
+        folder = folders.pop()
+        try:
+            status = folder.stat()
+            entries = sorted(folder.iterdir())
+        except OSError:
+            others += 1
+            continue
+        if (status.st_dev, status.st_ino) in seen:  # a link back up, or to a folder seen before
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name.upper() == "DICOMDIR":
+                continue
+            if entry.is_dir():
+                folders.append(entry)
+            elif _is_image(entry):
+                found.append(entry.relative_to(source).as_posix())
+            else:
+                others += 1
+    return sorted(found), others
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        # A fifo or a device would block or never end.
+        return path.is_file() and (
+            path.suffix.lower() in _IMAGE_SUFFIXES or image_format(path) is not None
+        )
+    except OSError:
+        return path.suffix.lower() in _IMAGE_SUFFIXES
+
+
+# By suffix, so that a damaged image is quarantined rather than passed over; else by content.
+_IMAGE_SUFFIXES = frozenset(
+    {".dcm", ".dicom", ".dic", ".ima", ".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff"}
+)
+
+
+def _decode(job: tuple[str, int, str]) -> tuple[bytes, AcquisitionRecord] | str:
+    """In a worker: one file → PNG and record, or the reason why not."""
+    path, size, intensity = job
+    try:
+        radiograph = read_radiograph(Path(path))
+        pixels = to_eight_bits(resize_shorter_side(radiograph.pixels, size), intensity)
+        return encode_png(pixels), radiograph.record
+    except BadImage as refused:
+        return str(refused)
+    except MemoryError:
+        return "needs more memory than there is"
+
+
+class _Hashes:
+    """Names that tell nothing to those without the key."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def of(self, kind: str, value: str, digits: int = 16) -> str:
+        """Hexadecimal digits; the same value of two kinds gives unrelated ones."""
+        message = f"{kind}\0{value}".encode(errors="surrogateescape")
+        return hmac.new(self._key, message, hashlib.sha256).hexdigest()[:digits]
+
+
+class _RowMaker:
+    """Joins what file, header and table say of an image into a row of the dataset."""
+
+    def __init__(self, hashes: _Hashes, metadata: MetadataTable, seed: int) -> None:
+        self._hashes, self._metadata, self._seed = hashes, metadata, seed
+        self._split_of: dict[str, str] = {}
+
+    def row(self, file: str, name: str, png: bytes, record: AcquisitionRecord) -> dict[str, Any]:
+        """One row.
+
+        Raises:
+            BadImage: The table gives splits, but none for this image, or for its patient another.
+        """
+        known = self._metadata.of(file)
+        patient_key = known.get("patient_id") or record.patient_key
+        # Two kinds, so that a file name can never fall together with an identifier.
+        patient = (
+            self._hashes.of("patient", patient_key)
+            if patient_key
+            else self._hashes.of("patient of file", file)
+        )
+        study_key = known.get("study_id") or record.study_key
+        study = self._hashes.of("study", f"{patient}\0{study_key or file}")
+        header = {
+            column: getattr(record, column)
+            for column in ("view", "sex", "age_years", "weight_kg", "bmi")
+        }
+        return {
+            **header,
+            **known,
+            "image": png,
+            "image_id": self._hashes.of("image", file),
+            "patient_id": patient,
+            "study_id": study,
+            "split": self._split(patient, known),
+            "source_file": name,
+        }
+
+    def _split(self, patient: str, known: dict[str, Any]) -> str:
+        if not self._metadata.gives_splits:
+            return split_of_patient(patient, self._seed)
+        split = known.get("split")
+        if split is None:
+            raise BadImage("is not in the table, which gives the splits")
+        if self._split_of.setdefault(patient, split) != split:
+            raise BadImage("the table puts this image in another split than its patient's first")
+        return split
+
+
+def split_of_patient(patient_id: str, seed: int) -> str:
+    """The split of a patient: a fixed draw by `SPLIT_SHARES`, whatever other patients there are."""
+    digest = hashlib.sha256(f"{seed}\0{patient_id}".encode()).digest()
+    draw = int.from_bytes(digest[:8], "big") / 2**64
+    for split in SPLITS[:-1]:
+        if draw < SPLIT_SHARES[split]:
+            return split
+        draw -= SPLIT_SHARES[split]
+    return SPLITS[-1]
+
+
+def _key(path: Path) -> bytes:
+    """The secret key of the hashes; made, readable by its owner alone, if it is missing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _create_private(path) as file:
+            file.write(secrets.token_hex(32) + "\n")
+    except FileExistsError:
+        pass
+    except OSError as cause:
+        raise InputError(f"{path}: the key cannot be written ({cause.strerror})") from None
+    try:
+        key = path.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        key = ""
+    if len(key) < 32:
+        raise InputError(
+            f"{path}: holds no key. Give a file with at least 32 random characters, or a new path "
+            "at which to make one."
+        )
+    return key.encode()
+
+
+def _require_same_command(
+    writer: DatasetWriter, source: Path, table: Path | None, seed: int, key: bytes
+) -> None:
+    """Refuse to continue what was begun with another key, table or seed: rows would not match.
+
+    Raises:
+        InputError: The unfinished dataset was begun by another command.
+    """
+    command = {
+        "source": str(source.resolve()),
+        "table": hashlib.sha256(table.read_bytes()).hexdigest() if table else None,
+        "seed": seed,
+        "key": hashlib.sha256(b"which key\0" + key).hexdigest(),
+    }
+    path = writer.partial / _COMMAND_FILE
+    if not path.exists():
+        if writer.shards:
+            raise InputError(f"{writer.partial} was not made by ingest. Remove it.")
+        write_atomically(path, json.dumps(command).encode())
+    begun = json.loads(path.read_text())
+    differing = [name for name in command if begun.get(name) != command[name]]
+    if differing:
+        raise InputError(
+            f"{writer.partial} was begun with another {' and '.join(differing)}. Repeat the "
+            "command that began it, or remove it."
+        )
+
+
+def _create_private(path: Path) -> io.TextIOWrapper:
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    return os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def _write_file_list(path: Path, names: dict[str, str]) -> None:
+    """Write which hash is which file, for the owner's eyes."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)
+    with _create_private(temporary) as file:
+        lines = csv.writer(file)
+        lines.writerow(("source_file", "path"))
+        lines.writerows((name, file) for file, name in names.items())
+    temporary.replace(path)
+
+
+class _Refusals:
+    """The list of refused files, on disk as it grows, so that a resumed run need not try again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.records: list[dict[str, str]] = []
+        if path.exists():
+            # The last line may be cut off by a kill: that file is tried again.
+            for line in path.read_text("utf-8").splitlines(keepends=True):
+                if line.endswith("\n"):
+                    self.records.append(json.loads(line))
+
+    def __enter__(self) -> _Refusals:
+        self._file = self._path.open("w", encoding="utf-8")
+        for record in self.records:
+            self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def files(self) -> set[str]:
+        return {record["file"] for record in self.records}
+
+    def add(self, file: str, reason: str) -> None:
+        self.records.append({"file": file, "reason": reason})
+        self._file.write(json.dumps(self.records[-1]) + "\n")
+        self._file.flush()
+
+
+def _with_progress(files: list[str], outcomes: Iterator[Any]) -> Iterator[tuple[str, Any]]:
+    """Pair files with outcomes under a progress bar on stderr, where that is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(files), unit="image", desc="ingest", disable=None, smoothing=0.05) as bar:
+        for file, outcome in zip(files, outcomes, strict=True):
+            bar.update()
+            yield file, outcome
+
+
+def _until_interrupted(outcomes: Iterator[Any], writer: DatasetWriter) -> Iterator[Any]:
+    """Pass outcomes on until SIGINT or SIGTERM arrives; then keep what was read, and stop.
+
+    The signals only raise a flag: an exception out of nowhere could hit between a shard and the
+    record of its being written.
+    """
+    arrived: list[int] = []
+    former: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # elsewhere they are the caller's
+        for number in (signal.SIGINT, signal.SIGTERM):
+            former[number] = signal.signal(number, lambda n, _frame: arrived.append(n))
+    try:
+        for outcome in outcomes:
+            yield outcome
+            if arrived:
+                writer.flush()
+                raise Interrupted(
+                    f"{writer.rows_written} images are kept in {writer.partial}. Repeat the "
+                    "command to continue."
+                )
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _room_on_disk(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as cause:
+        if cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise InputError(
+            f"{out}.partial: no room left on the disk. What was read is kept there; free some room "
+            "and repeat the command."
+        ) from None

@@ -1,0 +1,187 @@
+"""The CSV of `ingest --table`: what is known of an image besides what its file says."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from selfray.data.dataset import SPLITS
+from selfray.errors import InputError, nearest
+
+TEXT_COLUMNS = ("patient_id", "study_id", "split", "view", "sex", "site", "report")
+NUMBER_COLUMNS = ("age_years", "weight_kg", "bmi")
+KNOWN_COLUMNS = ("file", *TEXT_COLUMNS, *NUMBER_COLUMNS)
+
+_LARGEST = {"age_years": 120.0, "weight_kg": 700.0, "bmi": 200.0}
+_SEXES = {"f": "F", "female": "F", "m": "M", "male": "M", "o": None, "u": None, "unknown": None}
+_LABELS = {"": None, "1": 1, "1.0": 1, "0": 0, "0.0": 0}
+
+
+@dataclass(frozen=True)
+class MetadataTable:
+    """Metadata by file.
+
+    Attributes:
+        findings: Names of the finding columns, in the order of the table.
+        gives_splits: Whether the table says which split a patient is in.
+        rows: By file (path below the ingested folder, with `/`), the values that are known.
+        unmatched: Rows of the table for which there is no file.
+    """
+
+    findings: tuple[str, ...] = ()
+    gives_splits: bool = False
+    rows: dict[str, dict[str, Any]] | None = None
+    unmatched: int = 0
+
+    def of(self, file: str) -> dict[str, Any]:
+        """What is known of one file; empty if it is not in the table."""
+        return (self.rows or {}).get(file, {})
+
+
+def read_metadata_table(path: Path, files: Iterable[str]) -> MetadataTable:
+    """Read a CSV with a header line, and match its rows to files.
+
+    The column `file` holds a path below the ingested folder, or a file name, or a file name
+    without suffix, where only one file has it. Known columns are `KNOWN_COLUMNS`. A column of
+    another name is a finding if it holds nothing but 1, 0 and empty. Ages above 120, and weights
+    and BMIs that are not positive, count as unknown.
+
+    Args:
+        path: UTF-8 CSV.
+        files: Paths below the ingested folder, with `/`.
+
+    Raises:
+        InputError: What is wrong with which column or row (the header is row 1). The values
+            themselves are not repeated: they may identify a patient.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as source:
+            header, *lines = list(csv.reader(source, strict=True)) or [[]]
+    except OSError as cause:
+        raise InputError(f"--table {path}: cannot be read ({cause.strerror})") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise InputError(f"--table {path}: is no CSV in UTF-8. Save it as CSV UTF-8.") from None
+    header = [name.strip() for name in header]
+    _require_header(path, header)
+    records = []
+    for number, line in enumerate(lines, start=2):
+        if not line:
+            continue
+        if len(line) != len(header):
+            raise InputError(
+                f"--table {path}, row {number}: {len(line)} values for {len(header)} columns"
+            )
+        record = dict(zip(header, (value.strip() for value in line), strict=True))
+        records.append((number, record))
+    findings = _finding_columns(path, header, [record for _, record in records])
+    locate = _file_index(files)
+    rows: dict[str, dict[str, Any]] = {}
+    for number, record in records:
+        where = f"--table {path}, row {number}"
+        file = _located(where, record["file"], locate)
+        if file is None:
+            continue
+        if file in rows:
+            raise InputError(f"{where}: this file has a row already. Give each file one row.")
+        rows[file] = _values(where, record, findings)
+    if records and not rows:
+        raise InputError(
+            f"--table {path}: no value of its column 'file' is a file of the folder. Give paths "
+            "below the folder, or file names."
+        )
+    _require_one_split_a_patient(path, rows)
+    return MetadataTable(tuple(findings), "split" in header, rows, len(records) - len(rows))
+
+
+def _require_header(path: Path, header: list[str]) -> None:
+    if "file" not in header:
+        hint = nearest("file", header) if header else "The file is empty."
+        raise InputError(f"--table {path}: has no column 'file'. {hint}")
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if twice:
+        raise InputError(f"--table {path}: column {twice[0]!r} is there twice")
+
+
+def _finding_columns(path: Path, header: list[str], records: list[dict[str, str]]) -> list[str]:
+    findings = []
+    for name in header:
+        if name in KNOWN_COLUMNS:
+            continue
+        values = {record[name] for record in records}
+        if values & {"-1", "-1.0"} and values <= {*_LABELS, "-1", "-1.0"}:
+            raise InputError(
+                f"--table {path}: finding {name!r} holds -1 (uncertain). Allowed: 1, 0 and empty. "
+                "Decide which of them uncertain shall be."
+            )
+        if not values <= set(_LABELS):
+            raise InputError(
+                f"--table {path}: unknown column {name!r}. {nearest(name, KNOWN_COLUMNS)} "
+                "A finding column holds 1, 0 and empty only."
+            )
+        findings.append(name)
+    return findings
+
+
+def _file_index(files: Iterable[str]) -> dict[str, list[str]]:
+    """Files by all that a table may call them."""
+    index: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        path = PurePosixPath(file)
+        for name in {file, path.name, path.stem}:
+            index[name].append(file)
+    return index
+
+
+def _located(where: str, name: str, index: dict[str, list[str]]) -> str | None:
+    name = name.replace("\\", "/").removeprefix("./")
+    candidates = index.get(name, [])
+    if name in candidates:
+        return name
+    if len(candidates) > 1:
+        raise InputError(
+            f"{where}: {len(candidates)} files have this name. Give the path below the folder."
+        )
+    return candidates[0] if candidates else None
+
+
+def _values(where: str, record: dict[str, str], findings: list[str]) -> dict[str, Any]:
+    """The known values of one row; unknown ones are left out."""
+    values: dict[str, Any] = {name: _LABELS[record[name]] for name in findings}
+    for name in TEXT_COLUMNS:
+        if record.get(name):
+            values[name] = record[name]
+    for name in NUMBER_COLUMNS:
+        if record.get(name):
+            values[name] = _number(f"{where}, column {name!r}", record[name], _LARGEST[name])
+    if "sex" in values:
+        if values["sex"].lower() not in _SEXES:
+            raise InputError(f"{where}: sex is neither F nor M nor empty")
+        values["sex"] = _SEXES[values["sex"].lower()]
+    if "view" in values:
+        values["view"] = values["view"].upper()
+    if "split" in record and values.get("split") not in SPLITS:
+        raise InputError(f"{where}: split is none of {', '.join(SPLITS)}")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _number(where: str, text: str, largest: float) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        raise InputError(f"{where}: is no number") from None
+    return number if 0 <= number <= largest and (number > 0 or largest == 120) else None
+
+
+def _require_one_split_a_patient(path: Path, rows: dict[str, dict[str, Any]]) -> None:
+    split_of: dict[str, str] = {}
+    for values in rows.values():
+        patient, split = values.get("patient_id"), values.get("split")
+        if patient and split and split_of.setdefault(patient, split) != split:
+            raise InputError(
+                f"--table {path}: a patient is in the splits {split_of[patient]} and {split}. "
+                "All images of a patient belong in one."
+            )
