@@ -234,7 +234,9 @@ def mediastinum_distance(t: Thorax, x: Array, y: Array, z: Array) -> Array:
     vessels = np.where(x > centre, left + spread, right + spread)
     _, _, middle = cage(t, z)
     depth = y - middle
-    ridge = np.sqrt(np.clip(1.02 - np.abs(depth + 0.1 * t.half_depth) / (0.52 * t.half_depth), 0, 1))
+    ridge = np.sqrt(
+        np.clip(1.02 - np.abs(depth + 0.1 * t.half_depth) / (0.52 * t.half_depth), 0, 1)
+    )
     half = 0.7 + (vessels - 0.7) * ridge
     bone = 1 - ((depth - 0.82 * t.half_depth) / (0.34 * t.half_depth)) ** 2
     half = np.maximum(half, 1.9 * np.sqrt(np.maximum(bone, 0)))
@@ -423,17 +425,23 @@ def sternum(t: Thorax) -> list[Tube]:
     return [Tube(path, np.interp(np.arange(20), [0, 4, 6, 19], [2.6, 1.7, 1.3, 1.6]), 0.5, FRONT)]
 
 
+def carina_height(t: Thorax) -> float:
+    """z of the fork of the trachea, cm."""
+    return t.apex - 0.36 * t.lung_height
+
+
 def airways(t: Thorax) -> list[Tube]:
     """Trachea and main bronchi, air."""
-    carina = t.apex - 0.36 * t.lung_height
+    carina = carina_height(t)
     lean = 0.4 * t.unfolding
     windpipe = np.array(
         [[0.0, -2.5, t.apex + 8], [0.0, -0.8, t.apex], [-lean, 0.8, carina + 3], [0, 1.4, carina]]
     )
     tubes = [Tube(windpipe, 0.88, 0.75, FRONT)]
     for side, down, out in ((-1, -3.2, 3.0), (1, -2.4, 4.2)):
-        bronchus = np.array([[0, 1.4, carina + 0.3], [side * out, 1.6, carina + down]])
-        tubes.append(Tube(bronchus, np.array([0.72, 0.5])))
+        end = np.array([side * out, 1.6, carina + down])
+        path = np.stack([[0, 1.4, carina + 0.3], end, end + [side * 1.0, 0.6, -1.8]])
+        tubes.append(Tube(path, np.array([0.7, 0.5, 0.1])))
     return tubes
 
 

@@ -19,13 +19,18 @@ def _curve(*points: tuple[float, float, float]) -> np.ndarray:
     return CubicSpline(knots, array)(np.linspace(0, knots[-1], 60))
 
 
+def tip_above_carina(finding: Finding) -> float:
+    """Distance of an endotracheal tube's tip from the carina, cm."""
+    return 1.5 + 5.0 * finding.severity
+
+
 def device_parts(t: Thorax, finding: Finding) -> tuple[list[Tube], list[Tube]]:
     """Plastic and metal tubes of one device."""
     side, top, low = finding.side, t.apex, t.apex - t.lung_height
     s = finding.severity
     if finding.kind == "tracheal_tube":
-        tip = top - 4.0 - 3.0 * s
-        return [Tube(_curve((0.3, -2, top + 9), (0.0, -1, top + 3), (0.1, 0.5, tip)), 0.42)], []
+        tip = anatomy.carina_height(t) + tip_above_carina(finding)
+        return [Tube(_curve((0.3, -2, top + 9), (0.0, -1.2, top + 2), (0.1, 1.0, tip)), 0.42)], []
     if finding.kind == "gastric_tube":
         line = _curve(
             (0.6, -2, top + 9),
@@ -84,8 +89,7 @@ def device_tubes(
     plastic, seen = metal.copy(), metal.copy()
     for finding in status.of("support_device"):
         soft, hard = device_parts(t, finding)
-        wall = project_tubes(beam, soft) * 0.8
-        wall += (project_tubes(beam, soft) - project_tubes(beam, soft, 0.1)) * 1.5
+        wall = project_tubes(beam, soft, 0.1, 0.35) * 2.3
         steel = project_tubes(beam, hard)
         plastic += wall
         metal += np.minimum(steel, 1.0) * 2.5

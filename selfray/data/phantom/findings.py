@@ -39,6 +39,22 @@ class Finding:
     place: tuple[float, ...] = ()
     kind: str = ""
 
+    @property
+    def zone(self) -> str:
+        """Upper, mid or lower, by the height of a place in the lung."""
+        height = self.place[0] if self.place else 0.0
+        return "upper" if height < 0.34 else "mid" if height < 0.67 else "lower"
+
+
+def nodule_radius(finding: Finding) -> float:
+    """Radius of a nodule, cm: 5 to 40 mm across."""
+    return 0.25 + 1.75 * finding.severity**1.3
+
+
+def nodule_diameter_mm(finding: Finding) -> int:
+    """Diameter of a nodule in whole millimetres."""
+    return round(20 * nodule_radius(finding))
+
 
 @dataclass(frozen=True)
 class Status:

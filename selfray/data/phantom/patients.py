@@ -126,7 +126,8 @@ def _rows(patient: Patient, size: int) -> Iterator[dict[str, Any]]:
     known = generator(patient.seed, patient.number, 6).random(4) > 0.05
     for study in patient.studies:
         words = generator(patient.seed, patient.number, 7, study.number)
-        report = write_report(study.status, words)
+        shape = reshape(patient.thorax, study.status)
+        report = write_report(shape, study.status, study.views, words)
         for index, view in enumerate(study.views):
             pixels, rendering = draw_image(patient, study, index, size)
             yield {

@@ -179,19 +179,25 @@ def splat(beam: Beam, points: np.ndarray, volumes: np.ndarray) -> np.ndarray:
         Path length in cm, float32 [size, size].
     """
     column, row, magnification = beam.project(points)
+    return _deposit(beam, column, row, volumes * magnification**2)
+
+
+def _deposit(beam: Beam, column: np.ndarray, row: np.ndarray, volume: np.ndarray) -> np.ndarray:
+    """Add volumes (magnified, cm³) to pixels; all [N]."""
     size = beam.size
-    pixel = beam.field / size
-    mass = volumes * magnification**2 / pixel**2
-    left, top = np.rint(column).astype(np.int64), np.rint(row).astype(np.int64)
+    left, top = np.rint(column).astype(np.int32), np.rint(row).astype(np.int32)
     inside = (left >= -1) & (left <= size) & (top >= -1) & (top <= size)
-    left, top, mass = left[inside], top[inside], mass[inside]
-    fx, fy = column[inside] - left, row[inside] - top
+    if not inside.all():
+        column, row, volume = column[inside], row[inside], volume[inside]
+        left, top = left[inside], top[inside]
     stride = size + 4  # a border takes what falls half outside
     first = (top + 1) * stride + left + 1
-    total = np.zeros(stride * stride)
-    for down, wy in enumerate(_spline(fy)):
-        for aside, wx in enumerate(_spline(fx)):
-            total += np.bincount(first + (down * stride + aside), mass * wy * wx, stride * stride)
+    columns, total = _spline(column - left), np.zeros(stride * stride)
+    for down, weight in enumerate(_spline(row - top)):
+        part = volume * weight
+        for aside, other in enumerate(columns):
+            total += np.bincount(first + (down * stride + aside), part * other, stride * stride)
+    total *= (size / beam.field) ** 2
     return total.reshape(stride, stride)[2:-2, 2:-2].astype(np.float32)
 
 
@@ -261,10 +267,10 @@ def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.stack([a1 * b2 - a2 * b1, a2 * b0 - a0 * b2, a0 * b1 - a1 * b0], axis=1)
 
 
-def tube_samples(
-    beam: Beam, tubes: list[Tube], shrink: float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cut tubes into small volumes whose projection is their closed-form chord length.
+def project_tubes(
+    beam: Beam, tubes: list[Tube], shell: float = 0.0, inside: float = 1.0
+) -> np.ndarray:
+    """Sum of the chord lengths of tubes.
 
     A ray that meets an elliptical section at distance e from its middle, in units of the half
     width w as seen by the beam, has a chord 2 (a b / w) sqrt(1 - e²). Samples at cosines of even
@@ -273,39 +279,50 @@ def tube_samples(
 
     Args:
         beam: Geometry.
-        tubes: One or more tubes.
-        shrink: Taken off all half-axes, cm; for the marrow inside a cortical shell.
+        tubes: Any number of tubes.
+        shell: Thickness of the wall, cm; 0 for a tube of one material.
+        inside: Weight of lengths inside of the wall relative to the wall; 0 for a hollow tube.
 
     Returns:
-        Points [M, 3] and volumes [M], cm and cm³.
+        Length in cm, weighted within the wall, float32 [size, size].
     """
-    pixel = beam.field / beam.size
-    p = _pieces(tubes, 0.45 * pixel)
-    axis = np.broadcast_to(np.append(beam.axes[1], 0.0) + 1e-6, p.middle.shape)
-    across = _cross(p.tangent, axis)
-    slant = np.sqrt((across**2).sum(1, keepdims=True))  # sine of tube against ray
-    across = across / slant
+    if not tubes:
+        return np.zeros((beam.size, beam.size), np.float32)
+    pieces = _pieces(tubes, 0.65 * beam.field / beam.size)
+    samples = [_samples(beam, pieces, 0.0, 1.0)]
+    if shell:
+        samples.append(_samples(beam, pieces, shell, inside - 1.0))
+    return _deposit(beam, *(np.concatenate(field) for field in zip(*samples, strict=True)))
+
+
+def _samples(
+    beam: Beam, p: _Pieces, shrink: float, weight: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Column, row (pixels) and magnified volume (cm³) of samples over the pieces' sections."""
+    across = _cross(p.tangent, np.broadcast_to(np.append(beam.axes[1], 0.0) + 1e-6, p.middle.shape))
+    slant = np.sqrt((across**2).sum(1))  # sine of the angle between tube and ray
+    across /= slant[:, None]
     radius, thickness = np.maximum(p.radius - shrink, 1e-4), np.maximum(p.thickness - shrink, 1e-4)
     area = np.pi * radius * thickness
     flatness = (across * p.flat).sum(1) ** 2
     width = np.sqrt(radius**2 * (1 - flatness) + thickness**2 * flatness)
-    count = int(np.clip(np.ceil(4 * width.max() / pixel), 2, 128)) + 1
+    count = int(np.clip(np.ceil(3 * width.max() * beam.size / beam.field), 2, 128)) + 1
     angle = np.pi / count * (np.arange(count) + 0.5)
-    weights = 2 / count * np.sin(angle) ** 2
-    spread = p.middle[:, None, :] + (width[:, None] * np.cos(angle))[..., None] * across[:, None, :]
-    steep = np.flatnonzero(slant[:, 0] < 0.8)
+    column, row, magnification = beam.project(p.middle)
+    # A section is small against the distances, so that perspective is linear across it.
+    across_column, across_row, _ = beam.project(p.middle + 0.5 * width[:, None] * across)
+    columns = column[:, None] + 2 * (across_column - column)[:, None] * np.cos(angle)
+    rows = row[:, None] + 2 * (across_row - row)[:, None] * np.cos(angle)
+    steep = np.flatnonzero(slant < 0.8)
     if len(steep):
         # Fades in, as for a tube across the rays it would only add grain.
-        fade = np.clip((0.8 - slant[steep, 0]) / 0.3, 0, 1)
-        chord = (fade * area[steep] / (np.pi * width[steep]))[:, None] * np.sin(angle)
-        golden = np.arange(chord.size).reshape(chord.shape) * 0.6180339887 % 1
+        chord = np.clip((0.8 - slant[steep]) / 0.3, 0, 1) * area[steep] / (np.pi * width[steep])
         inward = _cross(p.tangent[steep], across[steep])
-        spread[steep] += (chord * (2 * golden - 1))[..., None] * inward[:, None, :]
-    return spread.reshape(-1, 3), ((area * p.length)[:, None] * weights).reshape(-1)
-
-
-def project_tubes(beam: Beam, tubes: list[Tube], shrink: float = 0.0) -> np.ndarray:
-    """Sum of the chord lengths of tubes, cm, float32 [size, size]."""
-    if not tubes:
-        return np.zeros((beam.size, beam.size), np.float32)
-    return splat(beam, *tube_samples(beam, tubes, shrink))
+        far = beam.project(p.middle[steep] + 0.5 * chord[:, None] * inward)
+        golden = np.arange(len(steep) * count).reshape(-1, count) * 0.6180339887 % 1
+        move = 2 * np.sin(angle) * (2 * golden - 1)
+        columns[steep] += (far[0] - column[steep])[:, None] * move
+        rows[steep] += (far[1] - row[steep])[:, None] * move
+    volume = weight * area * p.length * magnification**2
+    volumes = volume[:, None] * (2 / count * np.sin(angle) ** 2)
+    return columns.reshape(-1), rows.reshape(-1), volumes.reshape(-1)

@@ -10,7 +10,7 @@ import numpy as np
 from selfray.data.phantom import anatomy
 from selfray.data.phantom.anatomy import Thorax, occupied
 from selfray.data.phantom.devices import device_tubes
-from selfray.data.phantom.findings import FINDINGS, Finding, Status
+from selfray.data.phantom.findings import FINDINGS, Finding, Status, nodule_radius
 from selfray.data.phantom.lungs import breast_path, fibrosis_strands, vessel_tree
 from selfray.data.phantom.physics import CORTICAL_BONE, SOFT_TISSUE
 from selfray.data.phantom.projection import Beam, Tube, march, project_tubes, splat
@@ -129,7 +129,7 @@ def lesion(t: Thorax, finding: Finding) -> tuple[np.ndarray, float]:
     """Centre and radius of a nodule (5 to 40 mm across) or a consolidation, cm."""
     centre = place_in_lung(t, finding.side, finding.place)
     if finding.name == "nodule":
-        return centre, 0.35 + 1.65 * finding.severity**1.3
+        return centre, nodule_radius(finding)
     return centre, 2.6 + 2.8 * finding.severity
 
 
@@ -207,21 +207,15 @@ def _bones(t, status, beam, rng):
             canvas, (round(float(column)), round(float(row))), max(2, round(float(radius))), 1, -1
         )
         fracture |= canvas > 0
-    outer, inner = project_tubes(beam, tubes), project_tubes(beam, tubes, 0.13)
-    bone = (outer - inner) * CORTICAL_BONE * 0.75 * shell + inner * 0.22 * shell
-    collar = project_tubes(beam, anatomy.clavicles(t))
-    collar_inner = project_tubes(beam, anatomy.clavicles(t), 0.2)
-    bone += (collar - collar_inner) * CORTICAL_BONE * 0.7 * shell + collar_inner * 0.25 * shell
-    body = project_tubes(beam, anatomy.spine(t))
-    bone += body * 0.12 * shell
-    bone += (body - project_tubes(beam, anatomy.spine(t), 0.14)) * 0.5 * shell
-    bone += project_tubes(beam, anatomy.sternum(t)) * 0.18 * shell
-    back = anatomy.vertebral_arches(t)
-    bone += project_tubes(beam, back) * 0.40 * shell
+    wall = CORTICAL_BONE * shell
+    cage = project_tubes(beam, tubes, 0.13, 0.16) * wall * 0.75
+    collar = project_tubes(beam, anatomy.clavicles(t), 0.2, 0.18) * wall * 0.7
     blades = anatomy.scapulae(t) + anatomy.humeri(t)
-    bone += project_tubes(beam, blades) * 0.25 * shell
-    bone += (project_tubes(beam, blades) - project_tubes(beam, blades, 0.15)) * 0.8 * shell
-    return bone, {"ribs": outer > 0.25, "clavicles": collar > 0.3, "fracture": fracture}
+    rest = project_tubes(beam, anatomy.spine(t) + blades, 0.15, 0.22) * wall * 0.35
+    rest += project_tubes(beam, anatomy.vertebral_arches(t)) * 0.35 * shell
+    rest += project_tubes(beam, anatomy.sternum(t)) * 0.18 * shell
+    masks = {"ribs": cage > 0.12, "clavicles": collar > 0.12, "fracture": fracture}
+    return cage + collar + rest, masks
 
 
 def _break(tubes: list[Tube], index: int, finding: Finding) -> tuple[list[Tube], np.ndarray]:

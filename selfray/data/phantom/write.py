@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 
 from selfray.data.dataset import DatasetInfo, DatasetWriter, RadiographDataset, require_empty
+from selfray.data.phantom.contact_sheet import write_contact_sheet
 from selfray.data.phantom.findings import FINDINGS
 from selfray.data.phantom.patients import patient_rows, plan_patient
 from selfray.data.phantom.render import MASK_LABELS
@@ -62,7 +63,9 @@ def write_phantom(
             done -= 1
             continue
         writer.add(row)
-    return writer.finish()
+    dataset = writer.finish()
+    write_contact_sheet(dataset)
+    return dataset
 
 
 def _drawn(
