@@ -1,0 +1,48 @@
+"""Small radiograph files for tests, written by pydicom and not by our code."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
+
+
+def soft_image(height: int = 96, width: int = 80, white: int = 4000, seed: int = 0) -> np.ndarray:
+    """A smooth gray image with all values from 0 to `white` in play: uint16 [H, W]."""
+    draws = np.random.default_rng(seed)
+    coarse = draws.uniform(0, 1, (6, 5))
+    fine = np.kron(coarse, np.ones((height // 6 + 1, width // 5 + 1)))[:height, :width]
+    fine += 0.05 * draws.standard_normal((height, width))
+    fine = (fine - fine.min()) / (fine.max() - fine.min())
+    return np.rint(fine * white).astype(np.uint16)
+
+
+def dicom_dataset(pixels: np.ndarray, bits: int = 12, **fields: Any) -> Dataset:
+    """A CR image of unsigned pixels; `fields` are added by their DICOM keyword."""
+    header = Dataset()
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header.file_meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
+    header.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    header.SOPClassUID = ComputedRadiographyImageStorage
+    header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID
+    header.Modality = "CR"
+    header.Rows, header.Columns = pixels.shape
+    header.SamplesPerPixel = 1
+    header.PhotometricInterpretation = "MONOCHROME2"
+    header.BitsAllocated = 8 * pixels.dtype.itemsize
+    header.BitsStored = min(bits, header.BitsAllocated)
+    header.HighBit = header.BitsStored - 1
+    header.PixelRepresentation = 1 if pixels.dtype.kind == "i" else 0
+    header.PixelData = pixels.tobytes()
+    header["PixelData"].VR = "OW" if pixels.dtype.itemsize == 2 else "OB"
+    for name, value in fields.items():
+        setattr(header, name, value)
+    return header
+
+
+def write_dicom(path: Path, pixels: np.ndarray, bits: int = 12, **fields: Any) -> Path:
+    """Write `dicom_dataset` as a DICOM file."""
+    dicom_dataset(pixels, bits, **fields).save_as(path, enforce_file_format=True)
+    return path
