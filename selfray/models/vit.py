@@ -92,16 +92,22 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def split_heads(self, x: Tensor) -> tuple[Tensor, ...]:
+    def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, N, D] to query, key and value, views of [B, heads, N, D / heads] each."""
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
-        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] to [B, N, D]."""
         attended = attend(*self.split_heads(x))
-        return self.proj(attended.transpose(1, 2).reshape(x.shape))
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+    def of_cls(self, x: Tensor) -> Tensor:
+        """[B, N, D] to the weights [B, heads, N] by which CLS attends to each token."""
+        query, key, _ = self.split_heads(x)
+        logits = query[:, :, :1] @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
+        return logits.softmax(-1).squeeze(2)
 
 
 # Above this many tokens the fused kernel wins also in bfloat16 on a CPU.
@@ -328,12 +334,11 @@ class VisionTransformer(nn.Module):
             [B, heads, h*w], >= 0; sums to 1 together with the share of CLS and the registers.
         """
         x = self.embed(images)
-        for block in self.blocks[:-1]:
+        *before, last = self.blocks
+        for block in before:
             x = block(x)
-        last = self.blocks[-1]
-        query, key, _ = last.attn.split_heads(last.norm1(x))
-        logits = query[:, :, :1] @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
-        return logits.softmax(-1)[:, :, 0, 1 + self.registers :]
+        assert isinstance(last, Block)
+        return last.attn.of_cls(last.norm1(x))[..., 1 + self.registers :]
 
 
 def build_vit(
