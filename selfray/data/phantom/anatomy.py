@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -239,7 +239,7 @@ def mediastinum_distance(t: Thorax, x: Array, y: Array, z: Array) -> Array:
     )
     half = 0.7 + (vessels - 0.7) * ridge
     bone = 1 - ((depth - 0.82 * t.half_depth) / (0.34 * t.half_depth)) ** 2
-    half = np.maximum(half, 1.9 * np.sqrt(np.maximum(bone, 0)))
+    half = np.maximum(half, 1.6 * np.sqrt(np.maximum(bone, 0)))
     return np.abs(x - centre) - half
 
 
@@ -372,7 +372,7 @@ def vertebral_arches(t: Thorax) -> list[Tube]:
 
 
 def scapulae(t: Thorax) -> list[Tube]:
-    """Shoulder blades: thick borders, a thin plate, spine, socket, acromion and coracoid."""
+    """Shoulder blades: thick borders, a thin plate, spine, socket and acromion."""
     tubes = []
     out = 3.2 if t.arms_up else 0.3
     for side in (-1, 1):
@@ -389,7 +389,6 @@ def scapulae(t: Thorax) -> list[Tube]:
             Tube(_bowed(top + [0, 0, -2.0], acromion, np.array([0, 1.0, 0.3])), 0.38),
             Tube(np.stack([top, socket + [0, 0, 1.5]]), 0.25),
             Tube(np.stack([socket + [0, 0, 1.7], socket, socket - [0, 0, 1.7]]), 0.85),
-            Tube(np.stack([socket + [0, -1, 1.5], socket + [-side * 1.5, -3.0, 2.0]]), 0.5),
         ]
         plate = (inner + outer) / 2
         gap = np.linalg.norm(outer - inner, axis=1)
@@ -441,7 +440,7 @@ def airways(t: Thorax) -> list[Tube]:
     for side, down, out in ((-1, -3.2, 3.0), (1, -2.4, 4.2)):
         end = np.array([side * out, 1.6, carina + down])
         path = np.stack([[0, 1.4, carina + 0.3], end, end + [side * 1.0, 0.6, -1.8]])
-        tubes.append(Tube(path, np.array([0.7, 0.5, 0.1])))
+        tubes.append(Tube(path, np.array([0.62, 0.42, 0.05])))
     return tubes
 
 
@@ -460,3 +459,42 @@ def soft_density(t: Thorax, x: Array, y: Array, z: Array) -> Array:
     skin = body_distance(t, x, y, z)
     inner = occupied(skin + np.float32(t.fat))
     return FAT * occupied(skin) + (SOFT_TISSUE - FAT) * inner
+
+
+def place_in_lung(t: Thorax, side: int, place: tuple[float, ...]) -> np.ndarray:
+    """Point at shares (apex to base, midline to wall, front -1 to back 1) of a lung, cm."""
+    z = t.apex - place[0] * t.lung_height * 0.82
+    a, b, middle = cage(t, np.array(z))
+    return np.array([side * (2.8 + place[1] * (t.split + a - 3.8)), middle + 0.8 * place[2] * b, z])
+
+
+def holds(t: Thorax, side: int, place: tuple[float, ...], margin: float) -> bool:
+    """Whether a place is inside the lung, `margin` cm from its surface, in any breath."""
+    for chest in (
+        t,
+        breathe(replace(t, dome=t.dome + 1.5, dome_left=t.dome_left + 1.5), 0.0, True),
+    ):
+        point = place_in_lung(chest, side, place)
+        if lung_distance(chest, *(point[i : i + 1] for i in range(3)))[0][0] > -margin:
+            return False
+    return True
+
+
+def breathe(t: Thorax, inspiration: float, supine: bool) -> Thorax:
+    """The chest at another depth of breath.
+
+    Args:
+        t: At full inspiration.
+        inspiration: 1 is full, 0 is a shallow breath.
+        supine: Lying widens the mediastinum and lifts the diaphragm.
+    """
+    lift = (1 - inspiration) * 3.2 + (1.0 if supine else 0)
+    return replace(
+        t,
+        dome=t.dome + lift,
+        dome_left=t.dome_left + lift,
+        heart=t.heart * (1 + 0.03 * lift / 2),
+        mediastinum=t.mediastinum * (1.12 if supine else 1.0) * (1 + 0.02 * lift),
+        lung_density=t.lung_density * (1 + 0.06 * lift),
+        arms_up=not supine,
+    )

@@ -57,6 +57,8 @@ def device_parts(t: Thorax, finding: Finding) -> tuple[list[Tube], list[Tube]]:
             (side * 5.5, 1, top - 4),
         )
         return [Tube(line, 0.38)], []
+    if finding.kind == "leads":
+        return [], _leads(t, s)
     x = side * (t.split + 4.5)
     generator = Tube(
         np.array(
@@ -79,6 +81,17 @@ def device_parts(t: Thorax, finding: Finding) -> tuple[list[Tube], list[Tube]]:
         (3.5, -5, low + 5.5),
     )
     return [], [generator, Tube(lead, 0.09)]
+
+
+def _leads(t: Thorax, position: float) -> list[Tube]:
+    """Electrodes on the skin and their wires."""
+    tubes = []
+    front = -t.half_depth - 2.2 - t.fat
+    for x, z in ((-9.5, 8.0), (9.5, 8.0 - 2 * position), (8.0 + 2 * position, -6.0)):
+        disc = np.array([[x, front, z - 0.5], [x, front, z + 0.5]])
+        wire = _curve((x, front, z), (0.7 * x + 2, front, z - 5), (0.4 * x + 4, front, -20.0))
+        tubes += [Tube(disc, 0.55, 0.06, anatomy.FRONT), Tube(wire, 0.07)]
+    return tubes
 
 
 def device_tubes(

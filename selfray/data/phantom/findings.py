@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from selfray.data.phantom.anatomy import Thorax, Traits
+from selfray.data.phantom.anatomy import Thorax, Traits, holds
 
 FINDINGS = (
     "pleural_effusion",
@@ -81,84 +81,101 @@ def _side(rng: np.random.Generator) -> int:
     return 1 if rng.random() < 0.5 else -1
 
 
-def draw_chronic(traits: Traits, rng: np.random.Generator) -> list[Finding]:
+def _place(
+    t: Thorax, margin: float, low: float, high: float, rng: np.random.Generator
+) -> tuple[int, tuple[float, ...]]:
+    """Side and place of a lesion that lies inside the lung in every breath."""
+    for _ in range(40):
+        side = _side(rng)
+        place = (rng.uniform(low, high), rng.uniform(0.2, 0.95), rng.uniform(-0.75, 0.75))
+        if holds(t, side, place, margin):
+            return side, place
+    return -1, (0.4, 0.65, 0.1)  # the middle of the right lung is always inside
+
+
+def draw_chronic(traits: Traits, t: Thorax, rng: np.random.Generator) -> list[Finding]:
     """Findings that a patient keeps from study to study."""
-    old = np.clip((traits.age - 40) / 50, 0, 1)
+    old = float(np.clip((traits.age - 40) / 50, 0, 1))
     chosen = []
-    if rng.random() < 0.08 + 0.25 * old:
+    if rng.random() < 0.10 + 0.24 * old:
         chosen.append(Finding("cardiomegaly", 0, _severity(rng)))
-    if rng.random() < 0.06 + 0.2 * old:
+    if rng.random() < 0.07 + 0.2 * old:
         chosen.append(Finding("fibrosis", 0, _severity(rng)))
-    if rng.random() < 0.10 + 0.12 * old:
-        place = (rng.uniform(0.12, 0.75), rng.uniform(0.25, 0.95), rng.uniform(-0.7, 0.7))
-        kind = str(rng.choice(["round", "lobulated"]))
-        chosen.append(Finding("nodule", _side(rng), _severity(rng), place, kind))
+    if rng.random() < 0.12 + 0.12 * old:
+        side, place = _place(reshape(t, Status(tuple(chosen))), 0.6, 0.1, 0.85, rng)
+        kind = "round" if rng.random() < 0.6 else "lobulated"
+        chosen.append(Finding("nodule", side, _severity(rng), place, kind))
     return chosen
 
 
 def draw_status(
-    traits: Traits, chronic: list[Finding], acuity: float, rng: np.random.Generator
+    t: Thorax, chronic: list[Finding], acuity: float, rng: np.random.Generator
 ) -> Status:
     """Findings of one study, with the co-occurrence that wards see.
 
     Args:
-        traits: The patient.
+        t: The patient's chest.
         chronic: What the patient has in every study.
         acuity: 0 for a clinic to 1 for an intensive care unit.
         rng: Source of randomness of this study.
     """
     found = list(chronic)
     failing = any(f.name == "cardiomegaly" for f in found)
-    if rng.random() < 0.09 + 0.25 * failing + 0.12 * acuity:
-        severity = _severity(rng)
-        if rng.random() < 0.4:
-            found += [
-                Finding("pleural_effusion", side, severity * rng.uniform(0.5, 1))
-                for side in (-1, 1)
-            ]
-        else:
-            found.append(Finding("pleural_effusion", _side(rng), severity))
-    effused = [f for f in found if f.name == "pleural_effusion"]
-    if rng.random() < 0.12 + 0.1 * acuity:
-        place = (rng.uniform(0.25, 0.8), rng.uniform(0.3, 0.9), rng.uniform(-0.6, 0.6))
-        found.append(Finding("consolidation", _side(rng), _severity(rng), place))
-    if rng.random() < 0.08 + 0.18 * bool(effused) + 0.14 * acuity:
-        kind = "plate" if rng.random() < 0.6 else "lobar"
-        found.append(Finding("atelectasis", _side(rng), _severity(rng), (rng.uniform(0, 1),), kind))
-    pneumothorax = None
-    effused_sides = {f.side for f in effused}
-    if rng.random() < 0.10 + 0.06 * acuity:
-        pneumothorax = Finding("pneumothorax", _side(rng), _severity(rng))
-        if pneumothorax.side not in effused_sides:
-            found.append(pneumothorax)
-        else:
-            pneumothorax = None
-    if rng.random() < 0.09 + 0.2 * (pneumothorax is not None):
-        side = pneumothorax.side if pneumothorax else _side(rng)
-        place = (float(rng.integers(3, 10)), rng.uniform(0.3, 0.75))
+    air = None
+    if rng.random() < 0.11 + 0.06 * acuity:
+        air = Finding("pneumothorax", _side(rng), _severity(rng))
+        found.append(air)
+    if rng.random() < 0.10 + 0.25 * failing + 0.13 * acuity:
+        found += _draw_effusions(air, rng)
+    wet = any(f.name == "pleural_effusion" for f in found)
+    if rng.random() < 0.13 + 0.12 * acuity:
+        side, place = _place(reshape(t, Status(tuple(chronic))), 0.8, 0.15, 0.9, rng)
+        found.append(Finding("consolidation", side, _severity(rng), place))
+    if rng.random() < 0.09 + 0.18 * wet + 0.15 * acuity:
+        kind = "plate" if rng.random() < 0.55 else "lobar"
+        found.append(
+            Finding("atelectasis", _side(rng), _severity(rng), (float(rng.random()),), kind)
+        )
+    if rng.random() < 0.11 + 0.25 * (air is not None):
+        side = air.side if air else _side(rng)
+        place = (float(rng.integers(3, 10)), float(rng.uniform(0.3, 0.75)))
         found.append(Finding("rib_fracture", side, _severity(rng), place))
-    found += _draw_devices(pneumothorax, failing, acuity, rng)
-    return Status(tuple(found))
+    return Status((*found, *_draw_devices(air, failing, acuity, rng)))
+
+
+def _draw_effusions(air: Finding | None, rng: np.random.Generator) -> list[Finding]:
+    """One or two effusions, not on the side of a pneumothorax: no air-fluid level is modelled."""
+    severity = _severity(rng)
+    if air:
+        return [Finding("pleural_effusion", -air.side, severity)]
+    if rng.random() < 0.4:
+        return [
+            Finding("pleural_effusion", side, severity * float(rng.uniform(0.6, 1)))
+            for side in (-1, 1)
+        ]
+    return [Finding("pleural_effusion", _side(rng), severity)]
 
 
 def _draw_devices(
-    pneumothorax: Finding | None, failing: bool, acuity: float, rng: np.random.Generator
+    air: Finding | None, failing: bool, acuity: float, rng: np.random.Generator
 ) -> list[Finding]:
     devices = []
 
     def add(kind: str, side: int) -> None:
         devices.append(Finding("support_device", side, float(rng.random()), (), kind))
 
-    if pneumothorax and rng.random() < 0.5:
-        add("chest_tube", pneumothorax.side)
-    if rng.random() < 0.02 + 0.3 * acuity:
+    if air and rng.random() < 0.45:
+        add("chest_tube", air.side)
+    if rng.random() < 0.01 + 0.16 * acuity:
         add("tracheal_tube", 0)
         if rng.random() < 0.7:
             add("gastric_tube", 0)
-    if rng.random() < 0.05 + 0.22 * acuity:
+    if rng.random() < 0.03 + 0.14 * acuity:
         add("central_line", _side(rng))
-    if rng.random() < 0.04 + 0.08 * failing:
+    if rng.random() < 0.03 + 0.07 * failing:
         add("pacemaker", 1 if rng.random() < 0.8 else -1)
+    if rng.random() < 0.02 + 0.08 * acuity:
+        add("leads", 0)
     return devices
 
 
@@ -168,7 +185,7 @@ def reshape(thorax: Thorax, status: Status) -> Thorax:
     for finding in status.findings:
         s = finding.severity
         if finding.name == "cardiomegaly":
-            t = replace(t, heart=max(t.heart, 1.0) * (1.14 + 0.28 * s))
+            t = replace(t, heart=max(t.heart, 1.0) * (1.13 + 0.24 * s))
         elif finding.name == "fibrosis":
             t = replace(t, dome=t.dome + 0.5 + 1.2 * s, dome_left=t.dome_left + 0.5 + 1.2 * s)
         elif finding.name == "atelectasis" and finding.kind == "lobar":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from selfray.data.phantom import anatomy
@@ -71,7 +72,7 @@ def fibrosis_strands(t: Thorax, status: Status, beam: Beam, rng: np.random.Gener
     """Reticular lines of fibrosis at the base and periphery, path length in cm [H, W]."""
     total = np.zeros((beam.size, beam.size), np.float32)
     for finding in status.of("fibrosis"):
-        count = 900
+        count = 1300
         z = t.apex - t.lung_height * (1 - rng.beta(1.2, 2.5, count) * 0.9)
         a, b, middle = anatomy.cage(t, z)
         angle = rng.uniform(0, 2 * np.pi, count)
@@ -79,19 +80,20 @@ def fibrosis_strands(t: Thorax, status: Status, beam: Beam, rng: np.random.Gener
         side = rng.choice([-1.0, 1.0], count)
         x = side * np.abs(t.split + deep * a * np.cos(angle))
         centre = np.stack([x, middle + deep * b * np.sin(angle), z], axis=1)
-        around = np.linspace(0, 2 * np.pi, 20)
-        one, two = rng.normal(0, 1, (2, count, 3))
-        radius = rng.uniform(0.2, 0.55, count)[:, None, None]
-        ring = (
-            np.cos(around)[None, :, None] * one[:, None]
-            + np.sin(around)[None, :, None] * two[:, None]
-        )
-        points = (centre[:, None] + 0.6 * radius * ring).reshape(-1, 3)
-        x, y, z = points.T
-        inside = anatomy.lung_distance(t, x, y, z)[0] < -0.05
-        thick = 0.05 + 0.07 * finding.severity
-        volume = np.full(len(points), np.pi * thick**2 * 0.2 * 0.8) * inside
-        total += splat(beam, points, volume)
+        around = np.linspace(0, 2 * np.pi, 28, endpoint=False)[None, :, None]
+        one, two = rng.normal(0, 1, (2, count, 1, 3))
+        one /= np.linalg.norm(one, axis=2, keepdims=True)
+        two -= (one * two).sum(2, keepdims=True) * one
+        two /= np.linalg.norm(two, axis=2, keepdims=True)
+        radius = rng.uniform(0.25, 0.6, count)[:, None, None]
+        ring = radius * (np.cos(around) * one + np.sin(around) * two)
+        points = (centre[:, None] + ring).reshape(-1, 3)
+        inside = anatomy.lung_distance(t, *points.T)[0] < -0.05
+        thick = 0.07 + 0.06 * finding.severity
+        length = np.repeat(2 * np.pi / 28 * radius.reshape(-1), 28)
+        layer = splat(beam, points, np.pi * thick**2 * 0.8 * length * inside)
+        sigma = max(0.5, thick / 2 * beam.size / beam.field)
+        total += cv2.GaussianBlur(layer, (0, 0), sigma)
     return total
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from selfray.data.dataset import encode_bits, encode_png
-from selfray.data.phantom.anatomy import Thorax, Traits, draw_thorax, draw_traits
+from selfray.data.phantom.anatomy import Thorax, Traits, breathe, draw_thorax, draw_traits
 from selfray.data.phantom.findings import Status, draw_chronic, draw_status, reshape
 from selfray.data.phantom.projection import Beam
-from selfray.data.phantom.render import Rendering, breathe, render
+from selfray.data.phantom.render import Rendering, render
 from selfray.data.phantom.report import write_report
 from selfray.data.phantom.scanner import SITES, develop, expose, finish
 
@@ -62,11 +62,11 @@ def plan_patient(seed: int, number: int, sites: tuple[str, ...]) -> Patient:
     split = str(rng.choice(["train", "validate", "test"], p=[0.7, 0.1, 0.2]))
     traits = draw_traits(rng)
     thorax = draw_thorax(traits, rng)
-    chronic = draw_chronic(traits, rng)
+    chronic = draw_chronic(traits, thorax, rng)
     studies, left = [], 4
     for index in range(int(rng.choice([1, 2, 3], p=[0.6, 0.27, 0.13]))):
         draws = generator(seed, number, 2, index)
-        status = draw_status(traits, chronic, SITES[site].acuity, draws)
+        status = draw_status(thorax, chronic, SITES[site].acuity, draws)
         views = ("AP",) if draws.random() < SITES[site].portable else ("PA",)
         if views == ("PA",) and draws.random() < SITES[site].lateral and left > 1:
             views = ("PA", "LL")
@@ -95,8 +95,9 @@ def draw_image(
     study_rng = generator(patient.seed, patient.number, 5, study.number)
     rendering = render(thorax, study.status, beam, supine, shared, study_rng)
     signal = expose(rendering.grams, site, beam.field, rng)
-    pixels = finish(develop(signal, site, rng), site, view, supine, rng)
-    return pixels, rendering
+    pixels, seen = finish(develop(signal, site, view, rng), site, view, supine, rng)
+    masks, finding_masks = rendering.masks & seen, rendering.finding_masks & seen
+    return pixels, replace(rendering, masks=masks, finding_masks=finding_masks)
 
 
 def aim(view: str, t: Thorax, size: int, rng: np.random.Generator) -> Beam:

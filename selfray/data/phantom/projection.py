@@ -288,7 +288,7 @@ def project_tubes(
     """
     if not tubes:
         return np.zeros((beam.size, beam.size), np.float32)
-    pieces = _pieces(tubes, 0.65 * beam.field / beam.size)
+    pieces = _pieces(tubes, 0.5 * beam.field / beam.size)
     samples = [_samples(beam, pieces, 0.0, 1.0)]
     if shell:
         samples.append(_samples(beam, pieces, shell, inside - 1.0))
@@ -306,7 +306,7 @@ def _samples(
     area = np.pi * radius * thickness
     flatness = (across * p.flat).sum(1) ** 2
     width = np.sqrt(radius**2 * (1 - flatness) + thickness**2 * flatness)
-    count = int(np.clip(np.ceil(3 * width.max() * beam.size / beam.field), 2, 128)) + 1
+    count = int(np.clip(np.ceil(3.3 * width.max() * beam.size / beam.field), 2, 128)) + 1
     angle = np.pi / count * (np.arange(count) + 0.5)
     column, row, magnification = beam.project(p.middle)
     # A section is small against the distances, so that perspective is linear across it.
@@ -319,7 +319,8 @@ def _samples(
         chord = np.clip((0.8 - slant[steep]) / 0.3, 0, 1) * area[steep] / (np.pi * width[steep])
         inward = _cross(p.tangent[steep], across[steep])
         far = beam.project(p.middle[steep] + 0.5 * chord[:, None] * inward)
-        golden = np.arange(len(steep) * count).reshape(-1, count) * 0.6180339887 % 1
+        # An additive recurrence in two dimensions (after Roberts, 2018) leaves no lattice.
+        golden = (np.arange(count) * 0.5698402910 + steep[:, None] * 0.7548776662) % 1
         move = 2 * np.sin(angle) * (2 * golden - 1)
         columns[steep] += (far[0] - column[steep])[:, None] * move
         rows[steep] += (far[1] - row[steep])[:, None] * move

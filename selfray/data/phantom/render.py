@@ -64,17 +64,9 @@ def organ_function(t: Thorax, status: Status, supine: bool):
         right = (x < 0).astype(np.float32)
         values = {"heart": occupied(heart_d)}
         density = np.float32(t.lung_density) * np.ones_like(lung)
-        for finding in status.of("consolidation") + status.of("nodule"):
-            centre, radius = lesion(t, finding)
-            r = np.sqrt(sum((p - c) ** 2 for p, c in zip((x, y, z), centre, strict=True)))
-            if finding.name == "nodule":
-                inside = occupied(r - radius, 0.4) * lung
-                density = np.maximum(density, inside * 1.04)
-            else:
-                wave = 0.25 * (np.sin(1.7 * x + centre[0]) + np.sin(1.3 * y) + np.sin(1.9 * z))
-                inside = np.clip(1.3 - r / radius + 0.5 * wave, 0, 1) * lung
-                inside = inside * (np.sign(x) == finding.side)
-                density = density + inside * (0.30 + 0.45 * finding.severity)
+        for finding in status.of("consolidation"):
+            inside = consolidation(t, finding, x, y, z) * lung
+            density = density + inside * (0.30 + 0.45 * finding.severity)
             _add(values, finding.name, inside)
         for finding in status.of("atelectasis"):
             inside = atelectasis(t, finding, x, y, z) * lung
@@ -86,19 +78,18 @@ def organ_function(t: Thorax, status: Status, supine: bool):
             density = density + inside * (0.10 + 0.22 * finding.severity)
             _add(values, finding.name, inside * (0.15 + 0.2 * finding.severity))
         for side, finding in air.items():
-            b = 0.8 + 3.4 * finding.severity
-            gap = b * np.clip(
-                1.25 - (t.apex - z) / t.lung_height * (1.5 - 0.7 * finding.severity), 0.0, 1.3
-            )
-            inside = occupied(-(cage_d + gap), 0.35) * lung * (np.sign(x) == side)
+            gap = pleural_gap(t, finding, z)
+            inside = occupied(-(cage_d + gap), 0.5) * lung * (x * side > 0)
             density = density * (1 - inside) + 0.002 * inside
-            pleura = np.clip(1 - np.abs(cage_d + gap) / 0.18, 0, 1) * lung * (np.sign(x) == side)
-            density = density + 0.55 * pleura * (gap > 0.2)
             _add(values, "pneumothorax", inside)
         for side, finding in effusions.items():
-            inside = effusion(t, finding, supine, cage_d, x, y, z) * lung * (np.sign(x) == side)
+            inside = effusion(t, finding, supine, cage_d, x, y, z) * lung * (x * side > 0)
             density = density * (1 - inside) + 1.02 * inside
             _add(values, "pleural_effusion", inside)
+        for finding in status.of("nodule"):
+            inside = nodule(t, finding, x, y, z) * lung
+            density = np.maximum(density, inside * 1.04)
+            _add(values, finding.name, inside)
         if t.stomach > 0.3:
             centre = np.array([6.0, -1.0, t.apex - t.lung_height - 0.6 + t.dome_left - 2.0])
             gas = anatomy.ellipsoid_distance(
@@ -118,19 +109,61 @@ def _add(values: dict, name: str, inside) -> None:
     values[key] = values[key] + inside if key in values else inside
 
 
-def place_in_lung(t: Thorax, side: int, place: tuple[float, ...]) -> np.ndarray:
-    """Point at shares (apex to base, midline to wall, front -1 to back 1) of a lung, cm."""
-    z = t.apex - place[0] * t.lung_height * 0.82
-    a, b, middle = anatomy.cage(t, np.array(z))
-    return np.array([side * (2.8 + place[1] * (t.split + a - 3.8)), middle + 0.8 * place[2] * b, z])
+def pleural_gap(t, finding, z):
+    """Distance of a collapsed lung from the cage at height z, widest at the apex, cm."""
+    fall = 1.5 - 0.7 * finding.severity
+    share = np.clip(1.25 - (t.apex - z) / t.lung_height * fall, 0.0, 1.3)
+    return (0.8 + 3.4 * finding.severity) * share
 
 
-def lesion(t: Thorax, finding: Finding) -> tuple[np.ndarray, float]:
-    """Centre and radius of a nodule (5 to 40 mm across) or a consolidation, cm."""
-    centre = place_in_lung(t, finding.side, finding.place)
-    if finding.name == "nodule":
-        return centre, nodule_radius(finding)
-    return centre, 2.6 + 2.8 * finding.severity
+def pleural_line(t, status):
+    """The visceral pleura of collapsed lungs, too thin for the planes that suffice elsewhere."""
+
+    def organs(x, y, z):
+        distance = anatomy.cage_distance(t, x, y, z)
+        total = 0.0
+        for finding in status.of("pneumothorax"):
+            gap = pleural_gap(t, finding, z)
+            sheet = np.clip(1 - np.abs(distance + gap) / 0.2, 0, 1) * (gap > 0.25)
+            total = total + sheet * ((x * finding.side > 3) & (z > anatomy.diaphragm(t, x, y)))
+        return {"pleura": total}
+
+    return organs
+
+
+def consolidation(t, finding, x, y, z):
+    """Share of filled air space: a cloud with a ragged edge, within one lung."""
+    place = np.array(finding.place)
+    centre = anatomy.place_in_lung(t, finding.side, finding.place)
+    radius = 2.6 + 2.8 * finding.severity
+    r = _distance(centre, x, y, z)
+    wave = sum(
+        np.sin(a * x + b * y + c * z + 40 * p)
+        for (a, b, c), p in zip(_RIPPLES, np.tile(place, 2), strict=False)
+    )
+    cloud = np.clip(1.25 - r / radius + 0.16 * wave, 0, 1)
+    return cloud * (x * finding.side > 0)
+
+
+_RIPPLES = ((1.9, 0.4, 0.7), (-0.6, 1.5, 1.2), (0.5, -0.8, 2.1), (2.9, 1.4, -1.8), (-1.6, 2.2, 2.8))
+
+
+def nodule(t, finding, x, y, z):
+    """Share of a nodule: a ball, or a ball with bulges."""
+    centre = anatomy.place_in_lung(t, finding.side, finding.place)
+    radius = nodule_radius(finding)
+    if finding.kind == "round":
+        return occupied(_distance(centre, x, y, z) - radius, 0.4)
+    inside = 0.0
+    for dx, dy, dz in ((-0.5, 0.2, 0.3), (0.4, -0.3, 0.45), (0.1, 0.3, -0.5)):
+        bulge = _distance(centre + radius * np.array([dx, dy, dz]), x, y, z)
+        inside = np.maximum(inside, occupied(bulge - 0.66 * radius, 0.4))
+    return inside
+
+
+def _distance(centre, x, y, z):
+    cx, cy, cz = (float(c) for c in centre)
+    return np.sqrt((x - cx) ** 2 + (y - cy) ** 2 + (z - cz) ** 2)
 
 
 def effusion(t, finding, supine, cage_d, x, y, z):
@@ -142,23 +175,34 @@ def effusion(t, finding, supine, cage_d, x, y, z):
             1.2 - (z - (t.apex - t.lung_height)) / t.lung_height, 0.2, 1
         )
         return occupied(middle + b - depth - y, 0.6)
-    base = t.apex - t.lung_height + 1.5 + 9.5 * s
-    climb = 2.5 * np.exp(np.minimum(cage_d, 0) / 1.6)
+    a, _, _ = anatomy.cage(t, z)
+    base = t.apex - t.lung_height + 1.0 + 9.0 * s
+    # The meniscus climbs along the wall, at the side more than in front and behind.
+    climb = (2.4 + 2.0 * s) * (np.abs(x) / (t.split + a)) ** 3 + 0.8 * np.exp(cage_d / 1.2)
     return occupied(z - base - climb, 0.5)
+
+
+def diaphragm_at(t: Thorax, x: float, y: float) -> float:
+    """z of the diaphragm at one point, cm."""
+    return float(anatomy.diaphragm(t, np.array(x), np.array(y)))
 
 
 def atelectasis(t, finding, x, y, z):
     """Share of collapsed lung: plates above the diaphragm, or a basal wedge by the spine."""
-    side = np.sign(x) == finding.side
-    height = anatomy.diaphragm(t, x, y)
+    side = x * finding.side > 0
     if finding.kind == "plate":
         total = 0.0
         for k in range(2 if finding.severity > 0.5 else 1):
-            level = height + 2.0 + 2.4 * k + 2.0 * finding.place[0]
-            plane = np.abs(z - level - 0.15 * (np.abs(x) - 6) * (1 if k else -1))
-            extent = np.clip(2.0 + 2.5 * finding.severity - 0.6 * np.abs(np.abs(x) - 7.5), 0, 1)
-            total = total + np.clip(1.2 - plane / (0.25 + 0.2 * finding.severity), 0, 1) * extent
+            # Subsegmental plates lie nearly level, so that frontal rays meet them edge on.
+            x0, y0 = 6.0 + 2.0 * finding.place[0] - 1.5 * k, 1.0 - 3.0 * k
+            level = diaphragm_at(t, finding.side * x0, y0) + 1.8 + 2.2 * k + finding.place[0]
+            across, deep = np.abs(x) - x0, (y - y0) / 4.0
+            off = np.abs(z - level - (0.35 - 0.6 * k) * across)
+            extent = (across / (2.2 + 1.8 * finding.severity)) ** 2 + deep**2
+            thick = 0.22 + 0.25 * finding.severity
+            total = total + np.clip(1.2 - off / thick, 0, 1) * np.clip(3 - 3 * extent, 0, 1)
         return np.minimum(total, 1) * side
+    height = anatomy.diaphragm(t, x, y)
     reach = 3.5 + 2.5 * finding.severity
     wedge = np.clip((reach - 0.55 * (z - height) - 0.75 * (np.abs(x) - 2.5)) / 1.5, 0, 1)
     return wedge * side * (y > -1)
@@ -177,11 +221,16 @@ def render(
         anatomy_rng: Randomness that all images of a patient share (vessels).
         study_rng: Randomness that the images of a study share.
     """
+    if beam.view == "LL":  # the arms are held up, out of the beam
+        t = replace(t, shoulder=min(t.shoulder, t.split + t.half_width + t.fat + 2.5))
     organs = organ_function(t, status, supine)
     half_depth = t.half_depth + t.fat + 3.5 if beam.view != "LL" else t.shoulder + 1.0
     grid = max(32, round(beam.size * 0.5))
     paths = march(beam, organs, half_depth, grid, 44)
     soft = paths["soft"]
+    if status.has("pneumothorax"):
+        line = march(beam, pleural_line(t, status), half_depth, grid, 160)
+        soft = soft + 0.6 * line["pleura"]
     bone, masks_bone = _bones(t, status, beam, study_rng)
     soft = soft + _vessels(t, status, beam, organs, anatomy_rng)
     soft = soft - SOFT_TISSUE * project_tubes(beam, anatomy.airways(t))
@@ -210,8 +259,9 @@ def _bones(t, status, beam, rng):
     wall = CORTICAL_BONE * shell
     cage = project_tubes(beam, tubes, 0.13, 0.16) * wall * 0.75
     collar = project_tubes(beam, anatomy.clavicles(t), 0.2, 0.18) * wall * 0.7
-    blades = anatomy.scapulae(t) + anatomy.humeri(t)
-    rest = project_tubes(beam, anatomy.spine(t) + blades, 0.15, 0.22) * wall * 0.35
+    blades = anatomy.scapulae(t) + ([] if beam.view == "LL" else anatomy.humeri(t))
+    rest = project_tubes(beam, anatomy.spine(t), 0.15, 0.25) * wall * 0.5
+    rest += project_tubes(beam, blades, 0.15, 0.22) * wall * 0.35
     rest += project_tubes(beam, anatomy.vertebral_arches(t)) * 0.35 * shell
     rest += project_tubes(beam, anatomy.sternum(t)) * 0.18 * shell
     masks = {"ribs": cage > 0.12, "clavicles": collar > 0.12, "fracture": fracture}
@@ -238,6 +288,9 @@ def _vessels(t, status, beam, organs, rng):
     values = organs(x, y, z)
     inside = values["right_lung"] + values["left_lung"]
     contrast = np.clip(1.05 - values["soft"], 0, 1) * (values["soft"] > 0.05) * inside
+    if status.has("consolidation"):
+        # Bronchi run beside the vessels and stay full of air: air bronchograms.
+        contrast -= 0.9 * values["finding:consolidation"] * (radius > 0.1)
     volume = np.pi * radius**2 * length * contrast
     pixel = beam.field / beam.size
     total = np.zeros((beam.size, beam.size), np.float32)
@@ -285,23 +338,3 @@ def _finding_masks(paths, status, heart, fracture, devices):
         else:
             masks[index] = paths["finding:" + name] > thresholds.get(name, 0.5)
     return masks
-
-
-def breathe(t: Thorax, inspiration: float, supine: bool) -> Thorax:
-    """The chest at another depth of breath.
-
-    Args:
-        t: At full inspiration.
-        inspiration: 1 is full, 0 is a shallow breath.
-        supine: Lying widens the mediastinum and lifts the diaphragm.
-    """
-    lift = (1 - inspiration) * 3.2 + (1.0 if supine else 0)
-    return replace(
-        t,
-        dome=t.dome + lift,
-        dome_left=t.dome_left + lift,
-        heart=t.heart * (1 + 0.03 * lift / 2),
-        mediastinum=t.mediastinum * (1.12 if supine else 1.0) * (1 + 0.02 * lift),
-        lung_density=t.lung_density * (1 + 0.06 * lift),
-        arms_up=not supine,
-    )

@@ -70,7 +70,7 @@ def expose(
     return np.maximum(rng.poisson(total * dose).astype(np.float32), 0.5) / np.float32(dose)
 
 
-def develop(signal: np.ndarray, site: Site, rng: np.random.Generator) -> np.ndarray:
+def develop(signal: np.ndarray, site: Site, view: str, rng: np.random.Generator) -> np.ndarray:
     """Detector response and display: dense structures bright, uint8 [H, W]."""
     size = len(signal)
     value = -np.log(signal)
@@ -80,7 +80,8 @@ def develop(signal: np.ndarray, site: Site, rng: np.random.Generator) -> np.ndar
     broad = cv2.GaussianBlur(small, (0, 0), 7.0, borderType=cv2.BORDER_REPLICATE)
     broad = cv2.resize(broad, (size, size), interpolation=cv2.INTER_CUBIC)
     # Every vendor flattens the slow part, so that lung and mediastinum fit one screen.
-    value = value - site.flatten * (broad - broad.mean())
+    flatten = site.flatten + (0.2 if view == "LL" else 0.0)
+    value = value - flatten * (broad - broad.mean())
     fine = cv2.GaussianBlur(value, (0, 0), max(0.8, size / 120))
     value = value + site.sharpen * (value - fine)
     low, high = np.percentile(value[::3, ::3][exposed[::3, ::3]], [1.5, 99.5])
@@ -92,17 +93,20 @@ def develop(signal: np.ndarray, site: Site, rng: np.random.Generator) -> np.ndar
 
 def finish(
     pixels: np.ndarray, site: Site, view: str, supine: bool, rng: np.random.Generator
-) -> np.ndarray:
-    """Collimation edges and markers burnt into the image, uint8 [H, W]."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Collimation edges and markers burnt into the image.
+
+    Returns:
+        Pixels uint8 [H, W], and bool [H, W]: what lies inside of the collimation.
+    """
     size = len(pixels)
     out = pixels.copy()
     edges = (rng.uniform(0, 0.055, 4) * (rng.random(4) < 0.5) * size).astype(int)
     if view == "LL":
         edges[2:] += int(size * rng.uniform(0.03, 0.09))
-    out[: edges[0]] = site.border
-    out[size - edges[1] :] = site.border
-    out[:, : edges[2]] = site.border
-    out[:, size - edges[3] :] = site.border
+    seen = np.zeros((size, size), bool)
+    seen[edges[0] : size - edges[1], edges[2] : size - edges[3]] = True
+    out[~seen] = site.border
     # The letter is on the patient's side that it names: right of the patient is image left.
     column = 0.07 if site.marker == "R" else 0.89
     texts = [(site.marker, column + rng.uniform(-0.02, 0.02), rng.uniform(0.08, 0.2))]
@@ -114,4 +118,4 @@ def finish(
         cv2.putText(
             out, text, spot, cv2.FONT_HERSHEY_SIMPLEX, scale, 250, max(1, size // 200), cv2.LINE_AA
         )
-    return out
+    return out, seen
