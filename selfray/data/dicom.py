@@ -6,9 +6,12 @@ included, can reach an output. A raised `BadImage` holds a reason and no header 
 
 from __future__ import annotations
 
+import logging
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,9 @@ from pydicom.dataset import FileDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.multival import MultiValue
-from pydicom.pixels.processing import apply_modality_lut, apply_windowing
+from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import get_expected_length, pixel_array
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGExtended12Bit
 
 from selfray.errors import BadImage
 
@@ -151,8 +154,7 @@ def read_dicom(path: Path) -> tuple[np.ndarray, AcquisitionRecord]:
     """
     # The one place where whatever a parser or a decoder throws at a broken file gets its reason.
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _silence():
             return _read(path)
     except BadImage:
         raise
@@ -168,6 +170,20 @@ def read_dicom(path: Path) -> tuple[np.ndarray, AcquisitionRecord]:
         # pydicom and its decoders raise almost any type on damaged input: ValueError, KeyError,
         # AttributeError, struct.error, EOFError, RuntimeError, NotImplementedError, ...
         raise BadImage(f"DICOM header or pixels are damaged ({type(cause).__name__})") from None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep pydicom's warnings and log lines, which quote header values, from being seen."""
+    logger = logging.getLogger("pydicom")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
 
 
 def _read(path: Path) -> tuple[np.ndarray, AcquisitionRecord]:
@@ -236,6 +252,8 @@ def _refuse_by_header(header: FileDataset) -> None:
         needed, found = get_expected_length(header), len(header.PixelData)
         if found < needed:
             raise BadImage(f"pixel data is cut off: {found} bytes of {needed}")
+    elif syntax == JPEGExtended12Bit and header.BitsStored > 8:
+        raise BadImage("is in lossy JPEG of 12 bits, for which there is no free decoder here")
     else:
         _refuse_grown_codestream(bytes(header.PixelData), rows, columns)
 
@@ -276,8 +294,8 @@ def _grayscale_curve(values: np.ndarray, header: FileDataset) -> np.ndarray:
     voi = header.get("VOILUTSequence")
     if voi and "LUTDescriptor" in voi[0] and "LUTData" in voi[0]:
         curve = _apply_lut(curve, voi[0], little=header.original_encoding[1] is not False)
-    elif _has_window(header):
-        curve = apply_windowing(curve, header)
+    else:
+        curve = _apply_window(np.asarray(curve, np.float64), header)
     curve = np.asarray(curve, np.float64)
     inverted = _text(header, "PresentationLUTShape").upper() == "INVERSE"
     if header.PhotometricInterpretation == "MONOCHROME1" or inverted:
@@ -307,13 +325,27 @@ def _apply_lut(values: np.ndarray, item: pydicom.Dataset, little: bool) -> np.nd
     return table[index]
 
 
-def _has_window(header: FileDataset) -> bool:
-    """Whether the first window is there and of a width that the standard allows."""
+def _apply_window(values: np.ndarray, header: FileDataset) -> np.ndarray:
+    """Window values to 0..1 by the first window; as they are if there is no valid one.
+
+    pydicom's `apply_windowing` takes its output range through the rescale slope, so that a
+    negative slope inverts the image a second time.
+
+    Reference:
+        DICOM PS3.3 C.11.2.1.2 (linear) and C.11.2.1.3 (sigmoid, linear exact).
+    """
     center, width = _number(header, "WindowCenter"), _number(header, "WindowWidth")
-    if center is None or width is None:
-        return False
-    linear = (_text(header, "VOILUTFunction") or "LINEAR").upper() == "LINEAR"
-    return width >= 1 if linear else width > 0
+    function = (_text(header, "VOILUTFunction") or "LINEAR").upper()
+    if center is None or width is None or width <= 0 or (function == "LINEAR" and width < 1):
+        return values
+    if function == "SIGMOID":
+        # Beyond ±700 exp overflows, and the curve is flat long before.
+        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    if width == 0:
+        return (values > center).astype(np.float64)
+    return np.clip((values - center) / width + 0.5, 0, 1)
 
 
 def _padding(values: np.ndarray, header: FileDataset) -> np.ndarray:

@@ -98,6 +98,9 @@ def _prepare_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent acts
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cv2.setNumThreads(1)
+    # Native decoders complain on standard error, through the progress bar, about files that are
+    # quarantined with a reason anyway.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard == resource.RLIM_INFINITY or hard > _ADDRESS_SPACE_BYTES:
         resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE_BYTES, hard))

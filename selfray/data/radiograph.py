@@ -184,7 +184,7 @@ def _read_raster(path: Path, format_: str) -> tuple[np.ndarray, AcquisitionRecor
     except MemoryError:
         raise BadImage("needs more memory than there is") from None
     except UnidentifiedImageError:
-        raise BadImage(f"{format_} header is damaged") from None
+        raise BadImage(f"is {format_} of a kind that is not read, or damaged") from None
     except Image.DecompressionBombError:
         raise BadImage("declares more pixels than are read") from None
     except damaged as cause:
@@ -203,13 +203,11 @@ def _raster_pixels(image: Image.Image) -> tuple[np.ndarray, AcquisitionRecord]:
         raise BadImage("has several pages; a radiograph has one")
     if image.mode == "1":
         raise BadImage("has one bit a pixel")
-    white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
     image = ImageOps.exif_transpose(image)
     record = AcquisitionRecord(bits=16 if image.mode.startswith("I") else 8, photometric=image.mode)
     if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
-        pixels = np.asarray(image).astype(np.float32)
-        # Pillow inverts white-is-zero TIFF of 8 bits by itself, and leaves 16 bits as they are.
-        return (-pixels if white_is_zero and image.mode != "L" else pixels), record
+        # White-is-zero TIFF: Pillow inverts 8 bits by itself, and refuses 16.
+        return np.asarray(image).astype(np.float32), record
     if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa"):
         return _without_alpha(np.asarray(image.convert("RGBA"))), record
     return np.asarray(image.convert("RGB")), record
