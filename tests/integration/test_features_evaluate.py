@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from selfray.data.dataset import DatasetInfo, DatasetWriter, encode_png
 from selfray.errors import InputError
+from selfray.evals.statistics import PatientResamples
 from selfray.evaluate import evaluate, results_table
 from selfray.features import extract_features, open_features
 
@@ -291,6 +292,29 @@ def test_numbers_can_be_recomputed_from_the_predictions(evaluation):
         read_lines(evaluation), encoder="pixels:pca", target="macro", metric="auroc", probe="linear"
     )
     assert macro["value"] == pytest.approx(np.mean(values))
+
+
+def test_intervals_and_paired_differences_are_of_resampled_patients(evaluation):
+    """Recomputed from the predictions with a patient's images gathered by name."""
+    table = pq.read_table(evaluation / "predictions.parquet").to_pandas()
+    table = table.query("target == 'noise' and probe == 'linear'").dropna(subset="label")
+    names = ("pixels:16x16", "pixels:pca")
+    one, two = (table.query("encoder == @name") for name in names)
+    label, patient = one["label"].to_numpy(), one["patient_id"].to_numpy()
+    images = [np.flatnonzero(patient == name) for name in sorted(set(patient))]
+    aurocs = np.empty((2, 1000))
+    for r, drawn in enumerate(PatientResamples(patient, seed=3).multiplicity):
+        rows = np.concatenate([images[p] for p, times in enumerate(drawn) for _ in range(times)])
+        sick, well = rows[label[rows] == 1], rows[label[rows] == 0]
+        for e, prediction in enumerate((one["prediction"], two["prediction"])):
+            above = prediction.to_numpy()[sick][:, None] - prediction.to_numpy()[well]
+            aurocs[e, r] = np.mean((1 + np.sign(above)) / 2)
+    lines = read_lines(evaluation)
+    single = find(lines, encoder=names[1], target="noise", metric="auroc", probe="linear")
+    paired = find(lines, encoder=names[1], target="noise", metric="auroc_difference")
+    for line, values in ((single, aurocs[1]), (paired, aurocs[1] - aurocs[0])):
+        expected = np.quantile(values, [0.025, 0.975])
+        np.testing.assert_allclose([line["ci_low"], line["ci_high"]], expected, atol=1e-9)
 
 
 def test_paired_differences_are_antisymmetric_and_tighter_than_unpaired(evaluation):

@@ -52,10 +52,12 @@ def test_weighted_real_metrics_are_scikit_learns():
 def test_resamples_of_one_class_are_not_defined_and_are_counted():
     labels, scores = np.array([1.0, 0, 0, 0]), np.array([0.9, 0.1, 0.5, 0.95])
     resamples = PatientResamples(["a", "b", "c", "d"], count=400)
-    auroc = resample(binary_resampled, labels, scores, resamples)["auroc"]
+    metrics = resample(binary_resampled, labels, scores, resamples)
+    auroc = metrics["auroc"]
     counts = resamples.multiplicity
     lacking = (counts[:, 0] == 0) | (counts[:, 1:].sum(axis=1) == 0)
     np.testing.assert_array_equal(np.isnan(auroc), lacking)
+    np.testing.assert_array_equal(np.isnan(metrics["auprc"]), lacking)
     assert interval(auroc).left_out == lacking.sum() > 50
     constant = real_resampled(np.array([3.0, 3.0, 4.0]), np.arange(3.0), np.array([[1.0, 1, 0]]))
     assert np.isnan(constant["r2"]).all() and np.isnan(constant["pearson"]).all()
