@@ -1,0 +1,328 @@
+"""An encoder directory in Hugging Face's layout: parameter names, configuration, preprocessing.
+
+`config.json`, `model.safetensors` and `preprocessor_config.json` are those of the published
+DINOv2 and RAD-DINO repositories, so that `transformers.AutoModel.from_pretrained` reads what is
+written here, and what they published is read here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from selfray.errors import InputError
+from selfray.models.vit import Shape, VisionTransformer
+
+WEIGHTS = "model.safetensors"
+ORIGINAL_WEIGHTS = "backbone_compatible.safetensors"
+"""DINOv2's own parameter names, which are ours; RAD-DINO publishes both files."""
+
+BICUBIC = 3  # Pillow's number of the filter, which `resample` holds
+
+# Our name without `.weight` and `.bias`, and Hugging Face's. Where there are several, ours is
+# their concatenation along the first dimension.
+_OUTSIDE = {
+    "cls_token": ("embeddings.cls_token",),
+    "mask_token": ("embeddings.mask_token",),
+    "register_tokens": ("embeddings.register_tokens",),
+    "pos_embed": ("embeddings.position_embeddings",),
+    "patch_embed.proj": ("embeddings.patch_embeddings.projection",),
+    "norm": ("layernorm",),
+}
+_IN_BLOCK = {
+    "norm1": ("norm1",),
+    "attn.qkv": (
+        "attention.attention.query",
+        "attention.attention.key",
+        "attention.attention.value",
+    ),
+    "attn.proj": ("attention.output.dense",),
+    "ls1.gamma": ("layer_scale1.lambda1",),
+    "norm2": ("norm2",),
+    "mlp.fc1": ("mlp.fc1",),
+    "mlp.fc2": ("mlp.fc2",),
+    "mlp.w12": ("mlp.weights_in",),
+    "mlp.w3": ("mlp.weights_out",),
+    "ls2.gamma": ("layer_scale2.lambda1",),
+}
+_NAME = re.compile(r"(?:blocks\.(?P<block>\d+)\.)?(?P<stem>.+?)(?P<kind>\.weight|\.bias)?")
+
+# What the published models agree on, and this encoder is built for.
+_FIXED_CONFIG = {
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "mlp_ratio": 4,
+    "num_channels": 3,
+    "qkv_bias": True,
+}
+_MODEL_CLASSES = {
+    "dinov2": "Dinov2Model",
+    "dinov2_with_registers": "Dinov2WithRegistersModel",
+}
+
+
+class Preprocessing(NamedTuple):
+    """How pixels become the encoder's input.
+
+    Attributes:
+        shortest_edge: Length of the shorter side after the bicubic resize, pixels.
+        crop: Side of the central square that is cut out then, pixels, <= `shortest_edge`.
+        mean: Of each channel, scale 0..1, taken off.
+        std: Of each channel, scale 0..1, divided by.
+    """
+
+    shortest_edge: int
+    crop: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def huggingface_names(name: str) -> tuple[str, ...]:
+    """Hugging Face's name of one of our parameters, or the names of its parts in order."""
+    match = _NAME.fullmatch(name)
+    assert match is not None
+    stem, kind = match["stem"], match["kind"] or ""
+    if match["block"] is None:
+        return tuple(theirs + kind for theirs in _OUTSIDE[stem])
+    return tuple(f"encoder.layer.{match['block']}.{theirs}{kind}" for theirs in _IN_BLOCK[stem])
+
+
+def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename our parameters to Hugging Face's; tensors are copied."""
+    renamed = {}
+    for name, tensor in state.items():
+        parts = huggingface_names(name)
+        renamed |= {
+            theirs: part.clone()
+            for theirs, part in zip(parts, tensor.chunk(len(parts)), strict=True)
+        }
+    return renamed
+
+
+def from_huggingface(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Rename Hugging Face's parameters to ours.
+
+    Args:
+        tensors: By Hugging Face's names.
+        names: Ours, all that the encoder has.
+
+    Raises:
+        InputError: A parameter is missing, or one is left over; the message names them.
+    """
+    parts = {name: huggingface_names(name) for name in names}
+    check_names({theirs for group in parts.values() for theirs in group}, tensors)
+    return {name: torch.cat([tensors[t] for t in group]) for name, group in parts.items()}
+
+
+def check_names(expected: Iterable[str], found: Iterable[str]) -> None:
+    """Raise InputError that names what is missing and what is unexpected."""
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or extra:
+        said = [
+            f"{len(names)} {what} ({', '.join(names[:6])}{', …' if len(names) > 6 else ''})"
+            for what, names in (("missing", missing), ("unexpected", extra))
+            if names
+        ]
+        raise InputError(
+            f"parameters: {'; '.join(said)}. All must be there and no others: "
+            f"take {WEIGHTS} and config.json from the same model."
+        )
+
+
+def read_model(directory: Path) -> tuple[VisionTransformer, Path]:
+    """Build the encoder that a directory describes and load its weights.
+
+    Returns:
+        The encoder, float32, in evaluation mode, and the file that its weights are from.
+
+    Raises:
+        InputError: A file is missing or damaged, a setting is not supported, or the parameters
+            are not exactly those of the encoder.
+    """
+    weights = _find_weights(directory)
+    with torch.device("meta"):  # no time is spent on random weights that are replaced below
+        model = _model_from_config(_read_json(directory / "config.json"), directory)
+    try:
+        tensors = {name: tensor.float() for name, tensor in load_file(weights).items()}
+    except (SafetensorError, OSError) as cause:
+        raise InputError(f"{weights} cannot be read: {cause}. Copy it anew.") from cause
+    expected = model.state_dict()
+    try:
+        if weights.name == ORIGINAL_WEIGHTS:
+            check_names(expected, tensors)
+            model.position_interpolation = (
+                "bicubic-antialias" if model.registers else "bicubic-offset"
+            )
+        else:
+            tensors = from_huggingface(tensors, expected)
+        _check_shapes(expected, tensors)
+    except InputError as cause:
+        raise InputError(f"{weights}: {cause}") from None
+    model.load_state_dict(tensors, assign=True)
+    return model.eval(), weights
+
+
+def read_preprocessing(directory: Path) -> Preprocessing:
+    """Understand `preprocessor_config.json` of a `BitImageProcessor`.
+
+    Raises:
+        InputError: The file is missing or damaged, or asks for something else than a bicubic
+            resize of the shorter side, a square central crop, 1/255, and normalisation.
+    """
+    file = directory / "preprocessor_config.json"
+    config = _read_json(file)
+    for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+        _require(file, step, config.get(step), True)
+    _require(file, "resample", config.get("resample"), BICUBIC)
+    if abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        _require(file, "rescale_factor", config["rescale_factor"], 1 / 255)
+    try:
+        crop = config["crop_size"]
+        mean, std = map(tuple, (config["image_mean"], config["image_std"]))
+        found = Preprocessing(config["size"]["shortest_edge"], crop["height"], mean, std)
+    except (KeyError, TypeError) as cause:
+        raise InputError(
+            f"{file}: {cause} is missing; a BitImageProcessor's file has it."
+        ) from cause
+    _require(file, "crop_size.width", crop.get("width"), found.crop)
+    if len(mean) != 3 or len(std) != 3 or found.crop > found.shortest_edge:
+        raise InputError(
+            f"{file}: {found}; allowed: three means, three standard deviations, crop not larger "
+            "than shortest_edge. Take the file from the encoder's publisher."
+        )
+    return found
+
+
+def model_config(model: VisionTransformer) -> dict[str, Any]:
+    """`config.json`, with the fields that the published RAD-DINO file has."""
+    model_type = "dinov2_with_registers" if model.registers else "dinov2"
+    registers = {"num_register_tokens": model.registers} if model.registers else {}
+    stages = [f"stage{block}" for block in range(1, model.depth + 1)]
+    return {
+        **_FIXED_CONFIG,
+        **registers,
+        "apply_layernorm": True,
+        "architectures": [_MODEL_CLASSES[model_type]],
+        "attention_probs_dropout_prob": 0.0,
+        "drop_path_rate": 0.0,
+        "hidden_dropout_prob": 0.0,
+        "hidden_size": model.width,
+        "image_size": model.image_size,
+        "initializer_range": 0.02,
+        "layerscale_value": 1.0,
+        "model_type": model_type,
+        "num_attention_heads": model.shape.heads,
+        "num_hidden_layers": model.depth,
+        "out_features": stages[-1:],
+        "out_indices": [model.depth],
+        "patch_size": model.patch_size,
+        "reshape_hidden_states": True,
+        "stage_names": ["stem", *stages],
+        "torch_dtype": "float32",
+        "use_swiglu_ffn": model.shape.ffn == "swiglu",
+    }
+
+
+def preprocessor_config(image_size: int, mean: float, std: float) -> dict[str, Any]:
+    """`preprocessor_config.json`, with the fields that the published RAD-DINO file has.
+
+    Args:
+        image_size: Side of the encoder's square input, pixels.
+        mean: Of all channels, scale 0..1.
+        std: Of all channels, scale 0..1.
+    """
+    return {
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [mean] * 3,
+        "image_processor_type": "BitImageProcessor",
+        "image_std": [std] * 3,
+        "resample": BICUBIC,
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": image_size},
+    }
+
+
+def _model_from_config(config: dict[str, Any], directory: Path) -> VisionTransformer:
+    file = directory / "config.json"
+    if config.get("model_type") not in _MODEL_CLASSES:
+        raise InputError(
+            f"{file}: model_type is {config.get('model_type')!r}, allowed: "
+            f"{', '.join(_MODEL_CLASSES)}. Give the directory of such an encoder."
+        )
+    for field, value in _FIXED_CONFIG.items():
+        _require(file, field, config.get(field, value), value)
+    try:
+        shape = Shape(
+            config["hidden_size"],
+            config["num_hidden_layers"],
+            config["num_attention_heads"],
+            "swiglu" if config.get("use_swiglu_ffn") else "mlp",
+        )
+        sizes = {"patch_size": config["patch_size"], "image_size": config["image_size"]}
+    except KeyError as cause:
+        raise InputError(f"{file}: {cause} is missing. Copy the file anew.") from cause
+    for field, value in sizes.items():
+        if not isinstance(value, int):
+            raise InputError(f"{file}: {field} is {value}, allowed: one whole number (a square).")
+    has_registers = config["model_type"] == "dinov2_with_registers"
+    registers = config.get("num_register_tokens", 4) if has_registers else 0
+    return VisionTransformer(shape, **sizes, registers=registers)
+
+
+def _find_weights(directory: Path) -> Path:
+    for name in (WEIGHTS, ORIGINAL_WEIGHTS):
+        if (directory / name).is_file():
+            return directory / name
+    pickled = sorted(file.name for file in directory.glob("*.bin"))
+    if pickled:
+        raise InputError(
+            f"{directory / pickled[0]} is pickled, which can run any code and is never opened. "
+            f'Convert it where you trust it: python -c "from transformers import AutoModel as M; '
+            f"M.from_pretrained('{directory}').save_pretrained('{directory}')\""
+        )
+    raise InputError(f"{directory} has no {WEIGHTS}. Put the encoder's {WEIGHTS} there.")
+
+
+def _check_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape:
+            raise InputError(
+                f"{name} is {list(tensor.shape)}, config.json asks for "
+                f"{list(expected[name].shape)}. Take both from the same model."
+            )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as cause:
+        raise InputError(
+            f"{file} is missing or cannot be read. An encoder directory holds config.json, "
+            f"preprocessor_config.json and {WEIGHTS}; copy it there."
+        ) from cause
+    except ValueError as cause:
+        raise InputError(f"{file} is no JSON: {cause}. Copy it anew.") from cause
+    if not isinstance(content, dict):
+        raise InputError(f"{file} holds no JSON object. Copy it anew.")
+    return content
+
+
+def _require(file: Path, field: str, found: object, allowed: object) -> None:
+    if found != allowed:
+        raise InputError(
+            f"{file}: {field} is {found!r}, allowed: {allowed!r}. "
+            "Encoders of another kind are not supported."
+        )
