@@ -64,8 +64,7 @@ def r2(dataset: RadiographDataset, features: np.ndarray, target: np.ndarray) -> 
     """R² on the test split of ridge regression, its strength chosen on validation."""
     rows = _split(dataset, target)
     models = [
-        Ridge(alpha=1 / c).fit(features[rows["train"]], target[rows["train"]])
-        for c in _STRENGTHS
+        Ridge(alpha=1 / c).fit(features[rows["train"]], target[rows["train"]]) for c in _STRENGTHS
     ]
 
     def score(model: Ridge, split: str) -> float:

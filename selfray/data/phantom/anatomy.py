@@ -56,6 +56,9 @@ class Thorax:
         kyphosis: Backward curve of the spine, cm.
         scoliosis: Sideward curve of the spine, cm.
         cartilage: Calcification of rib cartilage, 0 to 1.
+        spurs: Degenerative spurs of the spine, 0 to 1.
+        stomach: Half-width of the gas in the stomach, 0 for none.
+        mediastinum: Half-width of the great vessels, as a factor.
         arms_up: False when the arms hang beside the chest.
     """
 
@@ -80,6 +83,7 @@ class Thorax:
     kyphosis: float
     scoliosis: float
     cartilage: float
+    spurs: float
     stomach: float
     mediastinum: float
     arms_up: bool
@@ -100,15 +104,15 @@ def draw_thorax(traits: Traits, rng: np.random.Generator) -> Thorax:
     old = np.clip((traits.age - 40) / 50, 0, 1)
     stature = traits.height / 170
     heavy = traits.bmi - 26
-    width = (13.6 if male else 12.7) * stature**0.7 * (1 + 0.004 * heavy) * rng.normal(1, 0.045)
-    height = (25.0 if male else 23.9) * stature * rng.normal(1, 0.055) * (1 - 0.0035 * heavy)
+    width = (13.4 if male else 12.8) * stature**0.6 * (1 + 0.004 * heavy) * rng.normal(1, 0.06)
+    height = (24.8 if male else 24.1) * stature**0.8 * rng.normal(1, 0.07) * (1 - 0.0035 * heavy)
     depth = (9.2 if male else 8.4) * (1 + 0.006 * heavy + 0.12 * old) * rng.normal(1, 0.06)
     fat = float(np.clip(0.35 + 0.13 * (traits.bmi - 18) + rng.normal(0, 0.25), 0.25, 5.0))
     if not male:
         fat *= 1.12
-        breast = float(np.clip(rng.normal(5.2 + 0.17 * heavy, 1.1), 2.0, 9.5))
+        breast = float(np.clip(rng.normal(4.8 + 0.17 * heavy, 1.4), 0.0, 9.0))
     else:  # fat shapes a breast on heavy men, and a pectoral muscle does on strong ones
-        breast = float(np.clip(rng.normal(1.6 + 0.2 * heavy, 1.5), 0.0, 7.0))
+        breast = float(np.clip(rng.normal(1.8 + 0.2 * heavy, 1.6), 0.0, 8.0))
     dome = float(rng.normal(5.2, 0.7) + 0.06 * max(heavy, 0))
     return Thorax(
         apex=float(height / 2),
@@ -119,13 +123,13 @@ def draw_thorax(traits: Traits, rng: np.random.Generator) -> Thorax:
         tilt=float(rng.normal(2.2, 0.5)),
         dome=dome,
         dome_left=dome - float(rng.normal(1.3, 0.6)),
-        heart=float((1.0 if male else 0.95) * (1 + 0.006 * heavy) * rng.normal(1, 0.05)),
-        heart_shift=float(rng.normal(0, 0.35)),
+        heart=float((1.0 if male else 0.95) * (1 + 0.004 * heavy) * rng.normal(1, 0.055)),
+        heart_shift=float(rng.normal(0, 0.5)),
         unfolding=float(np.clip(old * 1.1 + rng.normal(0, 0.2), 0, 1.5)),
         calcification=float(np.clip((traits.age - 55) / 35 + rng.normal(0, 0.3), 0, 1)),
         lung_density=float(np.clip(rng.normal(0.24, 0.025), 0.17, 0.32)),
         fat=fat,
-        shoulder=float((19.0 if male else 17.0) * stature**0.8 * rng.normal(1, 0.05) + 0.5 * fat),
+        shoulder=float((18.6 if male else 17.5) * stature**0.7 * rng.normal(1, 0.06) + 0.5 * fat),
         breast=breast,
         breast_droop=float(rng.normal(-0.06 - 0.08 * old, 0.03)),
         bone_density=float(
@@ -135,6 +139,7 @@ def draw_thorax(traits: Traits, rng: np.random.Generator) -> Thorax:
         kyphosis=float(np.clip(rng.normal(1.5 + 2.2 * old, 0.7), 0, 6)),
         scoliosis=float(rng.normal(0, 0.5 + 0.5 * old)),
         cartilage=float(np.clip(old * rng.uniform(0.2, 1.5) - 0.1, 0, 1)),
+        spurs=float(np.clip(old * rng.uniform(0.3, 1.4) - 0.1, 0, 1)),
         stomach=float(np.clip(rng.normal(2.0, 1.0), 0, 4)),
         mediastinum=float(rng.normal(1, 0.06)),
         arms_up=True,
@@ -243,6 +248,16 @@ def mediastinum_distance(t: Thorax, x: Array, y: Array, z: Array) -> Array:
     return np.abs(x - centre) - half
 
 
+def arch_calcification(t: Thorax) -> list[Tube]:
+    """Chalk in the wall of the aortic arch: a thin sickle inside of its left edge."""
+    turn = np.linspace(-0.5, 1.2, 24)
+    reach = 2.0 * t.mediastinum + 0.5 + 0.9 * t.unfolding
+    radius = 1.5
+    x = reach - radius + radius * np.cos(turn) + 0.3 * t.scoliosis
+    path = np.stack([x, np.full(24, -0.5), arch_height(t) + radius * np.sin(turn)], axis=1)
+    return [Tube(path, 0.11, 0.9, FRONT)]
+
+
 def arch_height(t: Thorax) -> float:
     """z of the middle of the aortic arch, cm."""
     return t.apex - 0.27 * t.lung_height
@@ -311,6 +326,19 @@ def ribs(t: Thorax) -> list[Tube]:
     return tubes
 
 
+def cartilages(t: Thorax) -> list[Tube]:
+    """Rib cartilages 1 to 7, from the end of the bone up to the sternum."""
+    tubes = []
+    for side in (-1, 1):
+        for number in range(1, 8):
+            end = rib_path(t, number, side)[-1]
+            rise = 0.3 + 0.35 * max(number - 3, 0)
+            goal = np.array([side * 2.0, end[1] - 0.8, end[2] + rise])
+            s = np.linspace(0, 1, 12)[:, None]
+            tubes.append(Tube(end + (goal - end) * s - [0, 0, 0.8] * np.sin(np.pi * s), 0.55))
+    return tubes
+
+
 def clavicles(t: Thorax) -> list[Tube]:
     """Both collar bones, from the sternum over the apices to the shoulders."""
     tubes = []
@@ -346,6 +374,20 @@ def spine(t: Thorax) -> list[Tube]:
     return tubes
 
 
+def spurs(t: Thorax) -> list[Tube]:
+    """Degenerative spurs at the edges of the lower thoracic discs."""
+    tubes = []
+    half = t.lung_height * 0.099 * 0.41
+    for index, z in enumerate(vertebra_levels(t)[6:], start=6):
+        x, y = spine_centre(t, z)
+        edge = 1.3 * (1.15 + 0.05 * index)
+        for side in (-1, 1):
+            start = np.array([x + side * (edge - 0.5), y - 0.8, z + half])
+            tip = np.array([side * (0.5 + 0.7 * t.spurs), 0.0, 0.35 * t.spurs])
+            tubes.append(Tube(np.stack([start, start + tip]), np.array([0.32, 0.2])))
+    return tubes
+
+
 def spine_centre(t: Thorax, z: float) -> tuple[float, float]:
     """x and y of the spine at height z, cm."""
     level = np.array([z])
@@ -364,8 +406,10 @@ def vertebral_arches(t: Thorax) -> list[Tube]:
         tubes.append(Tube(np.array([[x, back + 0.6, z], [x, back + 3.0, z - 1.8]]), 0.36))
         for side in (-1, 1):
             root = np.array([x + side * 1.15, back, z + 0.3])
-            tubes.append(Tube(np.stack([root - [0, 0.8, 0], root + [0, 0.8, 0]]), 0.42))
-            tip = root + [side * 2.0, 1.2, 0.2]
+            tubes.append(
+                Tube(np.stack([root - np.array([0, 0.8, 0]), root + np.array([0, 0.8, 0])]), 0.42)
+            )
+            tip = root + np.array([side * 2.0, 1.2, 0.2])
             tubes.append(Tube(np.stack([root, tip]), np.array([0.4, 0.3])))
             tubes.append(Tube(np.stack([root, [x, back + 1.2, z - 0.3]]), 0.4))
     return tubes
@@ -382,13 +426,16 @@ def scapulae(t: Thorax) -> list[Tube]:
         socket = np.array([side * (t.shoulder - 4.4), 2.0, t.apex - 3.6])
         inner = _bowed(top, tip, np.array([-side * 0.5, 0.4, 0]))
         outer = _bowed(socket, tip, np.array([-side * 0.7, 0.0, 0]))
-        acromion = socket + [side * 1.6, 1.5, 2.6]
+        acromion = socket + np.array([side * 1.6, 1.5, 2.6])
         tubes += [
             Tube(inner, 0.22),
             Tube(outer, 0.42),
-            Tube(_bowed(top + [0, 0, -2.0], acromion, np.array([0, 1.0, 0.3])), 0.38),
-            Tube(np.stack([top, socket + [0, 0, 1.5]]), 0.25),
-            Tube(np.stack([socket + [0, 0, 1.7], socket, socket - [0, 0, 1.7]]), 0.85),
+            Tube(_bowed(top + np.array([0, 0, -2.0]), acromion, np.array([0, 1.0, 0.3])), 0.38),
+            Tube(np.stack([top, socket + np.array([0, 0, 1.5])]), 0.25),
+            Tube(
+                np.stack([socket + np.array([0, 0, 1.7]), socket, socket - np.array([0, 0, 1.7])]),
+                0.85,
+            ),
         ]
         plate = (inner + outer) / 2
         gap = np.linalg.norm(outer - inner, axis=1)
@@ -439,7 +486,7 @@ def airways(t: Thorax) -> list[Tube]:
     tubes = [Tube(windpipe, 0.88, 0.75, FRONT)]
     for side, down, out in ((-1, -3.2, 3.0), (1, -2.4, 4.2)):
         end = np.array([side * out, 1.6, carina + down])
-        path = np.stack([[0, 1.4, carina + 0.3], end, end + [side * 1.0, 0.6, -1.8]])
+        path = np.stack([[0, 1.4, carina + 0.3], end, end + np.array([side * 1.0, 0.6, -1.8])])
         tubes.append(Tube(path, np.array([0.62, 0.42, 0.05])))
     return tubes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import cv2
@@ -13,7 +14,14 @@ from selfray.data.phantom.devices import device_tubes
 from selfray.data.phantom.findings import FINDINGS, Finding, Status, nodule_radius
 from selfray.data.phantom.lungs import breast_path, fibrosis_strands, vessel_tree
 from selfray.data.phantom.physics import CORTICAL_BONE, SOFT_TISSUE
-from selfray.data.phantom.projection import Beam, Tube, march, project_tubes, splat
+from selfray.data.phantom.projection import (
+    Beam,
+    Tube,
+    march,
+    project_balls,
+    project_tubes,
+    splat,
+)
 
 MASK_LABELS = (
     "right_lung",
@@ -86,10 +94,6 @@ def organ_function(t: Thorax, status: Status, supine: bool):
             inside = effusion(t, finding, supine, cage_d, x, y, z) * lung * (x * side > 0)
             density = density * (1 - inside) + 1.02 * inside
             _add(values, "pleural_effusion", inside)
-        for finding in status.of("nodule"):
-            inside = nodule(t, finding, x, y, z) * lung
-            density = np.maximum(density, inside * 1.04)
-            _add(values, finding.name, inside)
         if t.stomach > 0.3:
             centre = np.array([6.0, -1.0, t.apex - t.lung_height - 0.6 + t.dome_left - 2.0])
             gas = anatomy.ellipsoid_distance(
@@ -148,17 +152,14 @@ def consolidation(t, finding, x, y, z):
 _RIPPLES = ((1.9, 0.4, 0.7), (-0.6, 1.5, 1.2), (0.5, -0.8, 2.1), (2.9, 1.4, -1.8), (-1.6, 2.2, 2.8))
 
 
-def nodule(t, finding, x, y, z):
-    """Share of a nodule: a ball, or a ball with bulges."""
+def nodule_balls(t: Thorax, finding: Finding) -> tuple[np.ndarray, float]:
+    """Centres [K, 3] and radius of the balls whose union is the nodule, cm."""
     centre = anatomy.place_in_lung(t, finding.side, finding.place)
     radius = nodule_radius(finding)
     if finding.kind == "round":
-        return occupied(_distance(centre, x, y, z) - radius, 0.4)
-    inside = 0.0
-    for dx, dy, dz in ((-0.5, 0.2, 0.3), (0.4, -0.3, 0.45), (0.1, 0.3, -0.5)):
-        bulge = _distance(centre + radius * np.array([dx, dy, dz]), x, y, z)
-        inside = np.maximum(inside, occupied(bulge - 0.66 * radius, 0.4))
-    return inside
+        return centre[None], radius
+    bulges = np.array([[-0.5, 0.2, 0.3], [0.4, -0.3, 0.45], [0.1, 0.3, -0.5]])
+    return centre + radius * bulges, 0.7 * radius
 
 
 def _distance(centre, x, y, z):
@@ -234,10 +235,18 @@ def render(
     bone, masks_bone = _bones(t, status, beam, study_rng)
     soft = soft + _vessels(t, status, beam, organs, anatomy_rng)
     soft = soft - SOFT_TISSUE * project_tubes(beam, anatomy.airways(t))
+    for finding in status.of("nodule"):
+        centres, radius = nodule_balls(t, finding)
+        path = project_balls(beam, centres, radius)
+        around = organs(*centres.mean(0).astype(np.float32)[:, None])["soft"]
+        # The small ones that a radiograph shows at all are calcified.
+        chalk = 1.5 * np.clip((0.6 - nodule_radius(finding)) / 0.35, 0, 1)
+        soft = soft + path * (max(0.5, 1.04 - float(around[0])) + chalk)
+        paths["finding:nodule"] = path / path.max() * 0.6 if path.max() > 0 else path
     soft = soft + breast_path(t, beam) + fibrosis_strands(t, status, beam, study_rng)
     metal, devices, device_mask = device_tubes(t, status, beam, study_rng)
     grams = {"soft": np.maximum(soft + devices, 0), "bone": bone, "metal": metal}
-    lungs, masks = _label_maps(paths, beam, masks_bone)
+    masks = _label_maps(paths, beam, masks_bone)
     finding_masks = _finding_masks(paths, status, masks[8], masks_bone["fracture"], device_mask)
     return Rendering(grams, masks, finding_masks)
 
@@ -264,8 +273,21 @@ def _bones(t, status, beam, rng):
     rest += project_tubes(beam, blades, 0.15, 0.22) * wall * 0.35
     rest += project_tubes(beam, anatomy.vertebral_arches(t)) * 0.35 * shell
     rest += project_tubes(beam, anatomy.sternum(t)) * 0.18 * shell
+    rest += _ageing(t, beam)
     masks = {"ribs": cage > 0.12, "clavicles": collar > 0.12, "fracture": fracture}
     return cage + collar + rest, masks
+
+
+def _ageing(t: Thorax, beam: Beam) -> np.ndarray:
+    """Chalk and spurs that come with the years, g/cm²."""
+    total = np.zeros((beam.size, beam.size), np.float32)
+    if t.calcification > 0.05:
+        total += project_tubes(beam, anatomy.arch_calcification(t)) * 0.5 * t.calcification
+    if t.cartilage > 0.05:
+        total += project_tubes(beam, anatomy.cartilages(t), 0.2, 0.5) * 0.4 * t.cartilage
+    if t.spurs > 0.1:
+        total += project_tubes(beam, anatomy.spurs(t)) * 0.7 * t.spurs
+    return total
 
 
 def _break(tubes: list[Tube], index: int, finding: Finding) -> tuple[list[Tube], np.ndarray]:
@@ -295,7 +317,7 @@ def _vessels(t, status, beam, organs, rng):
     pixel = beam.field / beam.size
     total = np.zeros((beam.size, beam.size), np.float32)
     edges = [0, 0.05, 0.1, 0.16, 0.26, 0.45, 9]
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         chosen = (radius >= low) & (radius < high)
         if chosen.any():
             layer = splat(beam, points[chosen], volume[chosen])
@@ -320,7 +342,7 @@ def _label_maps(paths, beam, bones):
                 part = slice(edges[zone], edges[zone + 1])
                 masks[2 + 3 * index + zone, part] = lung[part]
     masks[8], masks[9], masks[10] = heart, bones["ribs"], bones["clavicles"]
-    return lungs, masks
+    return masks
 
 
 def _finding_masks(paths, status, heart, fracture, devices):

@@ -163,7 +163,8 @@ def write_report(
     supine = "AP" in views
     text = [_devices(thorax, status, rng), _lungs(status, rng), _pleura(status, supine, rng)]
     text += [_heart(status, rng), _bones(status, rng)]
-    return f"FINDINGS: {' '.join(part for part in text if part)}\nIMPRESSION: {_impression(status, rng)}"
+    found = " ".join(part for part in text if part)
+    return f"FINDINGS: {found}\nIMPRESSION: {_impression(status, rng)}"
 
 
 def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
@@ -189,9 +190,8 @@ def _words(finding: Finding) -> dict[str, str]:
         "place": "posterolateral" if finding.place and finding.place[-1] < 0.5 else "anterolateral",
         "rib": _ORDINAL[int(finding.place[0])] if finding.name == "rib_fracture" else "",
     }
-    return words | {
-        w.capitalize(): words[w].capitalize() for w in ("amount", "degree", "extent", "displaced")
-    }
+    graded = ("amount", "degree", "extent", "displaced")
+    return words | {word.capitalize(): words[word].capitalize() for word in graded}
 
 
 def _merged(found: list[Finding]) -> list[Finding]:

@@ -85,7 +85,7 @@ def develop(signal: np.ndarray, site: Site, view: str, rng: np.random.Generator)
     fine = cv2.GaussianBlur(value, (0, 0), max(0.8, size / 120))
     value = value + site.sharpen * (value - fine)
     low, high = np.percentile(value[::3, ::3][exposed[::3, ::3]], [1.5, 99.5])
-    shift, gain = rng.normal(0, 0.04), np.exp(rng.normal(0, 0.10))
+    shift, gain = rng.normal(0, 0.06), np.exp(rng.normal(0, 0.16))
     share = (value - low) / max(high - low, 0.3) - 0.46 - shift
     gray = 1 / (1 + np.exp(-4.6 * site.contrast * gain * share))
     return np.clip(gray * 255, 0, 255).astype(np.uint8)

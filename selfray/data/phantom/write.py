@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,6 +20,8 @@ from selfray.data.phantom.patients import patient_rows, plan_patient
 from selfray.data.phantom.render import MASK_LABELS
 from selfray.data.phantom.scanner import SITES
 from selfray.errors import InputError, nearest
+
+ROWS_PER_SHARD = 256  # what an interruption loses at most
 
 
 def write_phantom(
@@ -54,7 +57,7 @@ def write_phantom(
         mask_labels=MASK_LABELS,
         pixels=f"drawn: size {size}, seed {seed}, patients {patients}, sites {','.join(sites)}",
     )
-    writer = DatasetWriter(out, info, rows_per_shard=256)
+    writer = DatasetWriter(out, info, rows_per_shard=ROWS_PER_SHARD)
     done, first = writer.rows_written, 0
     while first < patients and (count := plan_patient(seed, first, sites).images) <= done:
         done, first = done - count, first + 1
@@ -74,27 +77,39 @@ def _drawn(
     """Rows of patients in order, drawn ahead by worker processes."""
     from tqdm import tqdm
 
-    workers = os.cpu_count() or 1
-    context = multiprocessing.get_context("spawn")
-    progress = tqdm(total=patients, initial=numbers.start, unit="patient", desc="phantom")
-    with ProcessPoolExecutor(workers, context, _one_thread) as pool, progress:
-        waiting: deque[Future[list[dict[str, Any]]]] = deque()
-        try:
+    workers = min(os.cpu_count() or 1, len(numbers))
+    with tqdm(total=patients, initial=numbers.start, unit="patient", desc="phantom") as progress:
+        if workers <= 1:
+            _settle()
             for number in numbers:
-                waiting.append(pool.submit(patient_rows, seed, number, sites, size))
-                if len(waiting) >= 8 * workers:
+                yield from patient_rows(seed, number, sites, size)
+                progress.update()
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, _settle_worker) as pool:
+            waiting: deque[Future[list[dict[str, Any]]]] = deque()
+            try:
+                for number in numbers:
+                    waiting.append(pool.submit(patient_rows, seed, number, sites, size))
+                    if len(waiting) >= 8 * workers:
+                        yield from waiting.popleft().result()
+                        progress.update()
+                while waiting:
                     yield from waiting.popleft().result()
                     progress.update()
-            while waiting:
-                yield from waiting.popleft().result()
-                progress.update()
-        finally:
-            for future in waiting:
-                future.cancel()
+            finally:
+                for future in waiting:
+                    future.cancel()
 
 
-def _one_thread() -> None:
+def _settle() -> None:
     cv2.setNumThreads(1)
+
+
+def _settle_worker() -> None:
+    _settle()
+    # Ctrl-C reaches the whole group; the parent alone decides how to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _require_arguments(patients: int, size: int, seed: int, sites: tuple[str, ...]) -> None:
