@@ -354,13 +354,23 @@ def _encoders_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _encoders(arguments: argparse.Namespace) -> Iterator[str]:
+    from selfray.models.published import list_encoders
     from selfray.models.vit import ARCHITECTURES
 
     del arguments
-    yield "A Hugging Face model directory (DINOv2, DINOv2 with registers), e.g. ./rad-dino"
-    yield "A run directory of `selfray pretrain`; its RUN/encoder is taken"
-    yield "random:ARCH[/PATCH[@SIZE]], random weights as a baseline, e.g. random:vit_small/14@224"
-    yield f"  ARCH is one of {', '.join(ARCHITECTURES)}"
+    listings = list_encoders()
+    width = max(len(listing.name) for listing in listings)
+    yield f"{'name':{width}}  here  input  width  licence, publisher"
+    for e in listings:
+        here = "yes" if e.available else "no"
+        yield (
+            f"{e.name:{width}}  {here:4}  {e.input_size:5}  {e.width:5}  {e.licence}, {e.publisher}"
+        )
+    yield (
+        "\nBesides: a run directory; a Hugging Face model directory; random:ARCH[/PATCH[@SIZE]], "
+        f"random\nweights, with ARCH one of {', '.join(ARCHITECTURES)};\n"
+        "in features and evaluate also pixels:pca and pixels:16x16, baselines without a network."
+    )
 
 
 COMMANDS: dict[str, _Command] = {
@@ -398,6 +408,9 @@ COMMANDS: dict[str, _Command] = {
         "Write summary.html for a run or an evaluation", "DIR", _summary_arguments, _summary
     ),
     "encoders": _Command(
-        "Say what ENCODER can be in the other commands", "", _encoders_arguments, _encoders
+        "List encoders: what ENCODER can be in the other commands",
+        "",
+        _encoders_arguments,
+        _encoders,
     ),
 }
