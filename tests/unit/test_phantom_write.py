@@ -76,6 +76,7 @@ def test_number_of_workers_does_not_matter(tmp_path, phantom, monkeypatch):
 
 def test_interrupted_phantom_resumes_to_the_same_fingerprint(tmp_path, monkeypatch):
     monkeypatch.setattr(write, "ROWS_PER_SHARD", 3)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     whole = write_phantom(tmp_path / "whole", patients=7, size=32, seed=2)
     add, added = DatasetWriter.add, []
 

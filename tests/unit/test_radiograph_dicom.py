@@ -292,7 +292,7 @@ def test_a_header_without_pixels_is_refused(tmp_path):
     header.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     with pytest.raises(BadImage, match="no pixel data"):
         read_radiograph(tmp_path / "a.dcm")
-    with pytest.raises(BadImage, match="no DICOM image|radiography"):
+    with pytest.raises(BadImage, match="radiography"):
         read_radiograph(TEST_FILES / "rtplan.dcm")
 
 

@@ -8,6 +8,7 @@ from selfray.data.phantom import anatomy
 from selfray.data.phantom.anatomy import Thorax
 from selfray.data.phantom.findings import Finding, Status
 from selfray.data.phantom.projection import Beam, Tube, project_tubes
+from selfray.data.phantom.skeleton import FRONT
 
 
 def _curve(*points: tuple[float, float, float]) -> np.ndarray:
@@ -90,12 +91,12 @@ def _leads(t: Thorax, position: float) -> list[Tube]:
     for x, z in ((-9.5, 8.0), (9.5, 8.0 - 2 * position), (8.0 + 2 * position, -6.0)):
         disc = np.array([[x, front, z - 0.5], [x, front, z + 0.5]])
         wire = _curve((x, front, z), (0.7 * x + 2, front, z - 5), (0.4 * x + 4, front, -20.0))
-        tubes += [Tube(disc, 0.55, 0.06, anatomy.FRONT), Tube(wire, 0.07)]
+        tubes += [Tube(disc, 0.55, 0.06, FRONT), Tube(wire, 0.07)]
     return tubes
 
 
 def device_tubes(
-    t: Thorax, status: Status, beam: Beam, rng: np.random.Generator
+    t: Thorax, status: Status, beam: Beam
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Metal (g/cm²), plastic as soft tissue (g/cm²), and the mask of all devices."""
     metal = np.zeros((beam.size, beam.size), np.float32)

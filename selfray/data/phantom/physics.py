@@ -17,8 +17,6 @@ SOFT_TISSUE = 1.06
 # Adipose tissue as the soft tissue that attenuates alike: 0.95 g/cm³ × 0.1974 / 0.2048.
 FAT = 0.916
 CORTICAL_BONE = 1.92
-MARROW = 1.12
-STEEL = 7.8
 
 
 def transmission(grams: dict[str, np.ndarray], low_energy_share: float) -> np.ndarray:
