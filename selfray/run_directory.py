@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ class RunDirectory:
         clean = {k: None if _not_finite(v) else v for k, v in record.items()}
         with self.metrics.open("a") as file:
             file.write(json.dumps(clean) + "\n")
+        if self.config.engine.tensorboard:
+            self._write_events(clean)
 
     def sync_metrics(self) -> None:
         """Force the metrics to disk, before a checkpoint that relies on them."""
@@ -116,6 +119,22 @@ class RunDirectory:
         mark = {"step": best["step"], "macro_auroc": best["macro_auroc"]}
         write_atomically(self.checkpoints / "best.json", json.dumps(mark).encode())
         return int(best["step"])
+
+    def _write_events(self, record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            if isinstance(value, float):
+                self._events.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    @cached_property
+    def _events(self) -> Any:
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError as cause:
+            raise InputError(
+                "engine.tensorboard needs the package tensorboard. Install selfray[tensorboard], "
+                "or leave the option out; metrics.jsonl holds the same numbers."
+            ) from cause
+        return SummaryWriter(str(self.path / "tensorboard"))
 
     def _require_same(self, resume: str) -> None:
         try:
