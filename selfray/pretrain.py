@@ -187,15 +187,15 @@ class CollapseAlarm:
         self._streak = 0
 
     def watch(self, step: int, record: dict[str, float]) -> None:
-        """Look at one step's record; warns once at the end of each streak of bad steps."""
+        """Look at one step's record; warns once in each streak of bad steps."""
         collapsed = record["mean_cosine"] > self._COSINE
         uniform = record["teacher_entropy"] > self._ENTROPY_SHARE * self._uniform
         self._streak = self._streak + 1 if collapsed or uniform else 0
         if self._streak == self._PATIENCE:
             what = (
-                f"CLS tokens of different images have a mean cosine of {record['mean_cosine']:.3f}"
+                f"CLS tokens of different images have mean cosine {record['mean_cosine']:.3f}"
                 if collapsed
-                else f"the teacher's targets are nearly uniform ({record['teacher_entropy']:.2f} of "
+                else f"teacher targets are nearly uniform ({record['teacher_entropy']:.2f} of "
                 f"{self._uniform:.2f} nats)"
             )
             _say(
@@ -334,7 +334,7 @@ def _save(
     optimizer: torch.optim.Optimizer,
     keep: int,
 ) -> None:
-    """Write a checkpoint; the first one is read back, so that a save that cannot be read shows now."""
+    """Write a checkpoint; the first one is read back, so that a bad save shows at step 1."""
     if distributed.rank() == 0:
         run.sync_metrics()
         save_checkpoint(run.checkpoints, step, state_tensors(networks, optimizer))
