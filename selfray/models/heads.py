@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfray.distributed import sum_over_ranks, world_size
+from selfray.models.precision import at_least_float32
 
 
 class DinoHead(nn.Module):
@@ -67,7 +68,7 @@ class DinoHead(nn.Module):
             tokens = module(tokens)
         # Norms and their gradients lose too much in bfloat16.
         with torch.autocast(tokens.device.type, enabled=False):
-            tokens = F.normalize(tokens.float(), dim=-1, eps=1e-6)
+            tokens = F.normalize(at_least_float32(tokens), dim=-1, eps=1e-6)
         return self.last_layer(tokens)
 
 
@@ -93,7 +94,7 @@ class Prototypes(nn.Module):
 def _standardise_over_batch(tokens: Tensor, eps: float = 1e-5) -> Tensor:
     """Zero mean and unit variance of each feature over the global batch; no parameters."""
     with torch.autocast(tokens.device.type, enabled=False):
-        tokens = tokens.float()
+        tokens = at_least_float32(tokens)
         if world_size() == 1:
             variance, mean = torch.var_mean(tokens, dim=0, correction=0)
             return (tokens - mean) * torch.rsqrt(variance + eps)

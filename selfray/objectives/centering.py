@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from selfray.distributed import sum_over_ranks
+from selfray.models.precision import at_least_float32
 
 # DINO's and DINOv2's momentum of the running centre.
 _CENTER_MOMENTUM = 0.9
@@ -20,12 +21,12 @@ def centered_targets(scores: Tensor, center: Tensor, temperature: float) -> Tens
         temperature: Of the teacher, > 0.
 
     Returns:
-        float32 [n, K], rows sum to 1.
+        float32 (float64 of float64) [n, K], rows sum to 1.
 
     Reference:
         Caron et al., ICCV 2021, section 3.1.
     """
-    return torch.softmax((scores.float() - center) / temperature, dim=-1)
+    return torch.softmax((at_least_float32(scores) - center) / temperature, dim=-1)
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def update_center(center: Tensor, scores: Tensor) -> None:
         scores: Teacher head output [n, K] of this rank; n may differ between ranks.
     """
     count = sum_over_ranks(torch.full((1,), float(len(scores)), device=scores.device))
-    mean = sum_over_ranks(scores.float().sum(0)) / count.clamp(min=1)
+    mean = sum_over_ranks(at_least_float32(scores).sum(0)) / count.clamp(min=1)
     center.lerp_(mean, 1 - _CENTER_MOMENTUM)
 
 
@@ -51,12 +52,12 @@ def sinkhorn_targets(scores: Tensor, temperature: float, iterations: int = 3) ->
         iterations: Alternations of the two normalisations.
 
     Returns:
-        float32 [n, K]; rows sum to 1, columns over the global batch nearly to (rows / K).
+        float32 (float64 of float64) [n, K]; rows sum to 1, columns over the global batch nearly to (rows / K).
 
     Reference:
         Cuturi, Sinkhorn distances, NeurIPS 2013; Caron et al., SwAV, NeurIPS 2020, appendix A.
     """
-    logits = scores.float() / temperature
+    logits = at_least_float32(scores) / temperature
     # The largest score cancels in the first normalisation and keeps exp from overflowing.
     shift = logits.max() if logits.numel() else torch.zeros((), device=scores.device)
     assignment = torch.exp(logits - _max_over_ranks(shift))

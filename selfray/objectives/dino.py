@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfray.models.precision import at_least_float32
+
 
 def cross_entropy(targets: Tensor, scores: Tensor, temperature: float) -> Tensor:
     """Cross-entropy between teacher targets and student scores, one value a token.
@@ -16,9 +18,9 @@ def cross_entropy(targets: Tensor, scores: Tensor, temperature: float) -> Tensor
         temperature: Of the student, > 0.
 
     Returns:
-        float32 [...].
+        float32 [...]; float64 of float64 scores.
     """
-    return -(targets * F.log_softmax(scores.float() / temperature, dim=-1)).sum(-1)
+    return -(targets * F.log_softmax(at_least_float32(scores) / temperature, dim=-1)).sum(-1)
 
 
 def dino_loss(

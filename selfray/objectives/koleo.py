@@ -8,6 +8,7 @@ from torch import Tensor
 
 from selfray.distributed import gather_over_ranks
 from selfray.errors import InputError
+from selfray.models.precision import at_least_float32
 
 
 def koleo_loss(cls_tokens: Tensor, eps: float = 1e-8) -> Tensor:
@@ -21,7 +22,7 @@ def koleo_loss(cls_tokens: Tensor, eps: float = 1e-8) -> Tensor:
         eps: Added to distances (dimensionless), so that twins give a finite loss.
 
     Returns:
-        Scalar float32, lower when features are spread.
+        Scalar, float32 at least, lower when features are spread.
 
     Raises:
         InputError: B < 2: a lone feature has no neighbour.
@@ -31,7 +32,7 @@ def koleo_loss(cls_tokens: Tensor, eps: float = 1e-8) -> Tensor:
     """
     # In half precision eps would vanish and twins give log(0).
     with torch.autocast(cls_tokens.device.type, enabled=False):
-        features = F.normalize(gather_over_ranks(cls_tokens.float()), dim=-1, eps=eps)
+        features = F.normalize(gather_over_ranks(at_least_float32(cls_tokens)), dim=-1, eps=eps)
         if len(features) < 2:
             raise InputError("KoLeo needs a batch of 2 or more. Set --loss.koleo-weight 0.")
         with torch.no_grad():
