@@ -127,8 +127,8 @@ def load_optimizer_tensors(
     for name, tensor in tensors.items():
         parameter_name, key = name.rsplit(".", 1)
         parameter = parameters[parameter_name]
-        # A step count stays a CPU tensor unless the optimizer is fused on the GPU.
-        state[parameter][key] = tensor.to(parameter.device) if key != "step" else tensor
+        # The step count too: the fused optimizer keeps it beside the parameter.
+        state[parameter][key] = tensor.to(parameter.device)
     optimizer.state = defaultdict(dict, state)
 
 
