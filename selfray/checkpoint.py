@@ -24,7 +24,7 @@ from selfray.data.dataset import write_atomically
 from selfray.errors import InputError
 
 FORMAT_VERSION = 1
-_NAME = re.compile(r"step_(\d{8})")
+_STEP = re.compile(r"step_(\d{8})")
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,11 @@ def save_checkpoint(directory: Path, step: int, tensors: dict[str, Tensor]) -> P
     Raises:
         InputError: The disk is full or not writable; nothing half-written keeps the name.
     """
-    final = directory / f"step_{step:08d}"
+    final = directory / _name(step)
     partial = directory / f".{final.name}.partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in directory.glob(".step_*.partial"):  # of a process killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
         file = partial / "tensors.safetensors"
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file)
@@ -83,7 +84,7 @@ def save_checkpoint(directory: Path, step: int, tensors: dict[str, Tensor]) -> P
 
 def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
     """(step, directory) of every checkpoint, oldest first, not verified."""
-    found = [(m, p) for p in directory.glob("step_*") if (m := _NAME.fullmatch(p.name))]
+    found = [(m, p) for p in directory.glob("step_*") if (m := _STEP.fullmatch(p.name))]
     return sorted((int(match[1]), path) for match, path in found)
 
 
@@ -103,7 +104,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             )
         if _sha256(file) != manifest["sha256"]:
             raise InputError(f"checkpoint {path} is damaged: its checksum does not match")
-        return Checkpoint(int(manifest["step"]), load_file(file))
+        if path.name != _name(manifest["step"]):
+            raise InputError(f"checkpoint {path} is damaged: it says step {manifest['step']}")
+        return Checkpoint(manifest["step"], load_file(file))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as cause:
         raise InputError(f"checkpoint {path} is damaged ({cause})") from cause
 
@@ -146,6 +149,10 @@ def rotate(directory: Path, keep: int, protected: set[int]) -> None:
     for step, path in list_checkpoints(directory)[:-keep]:
         if step not in protected:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
 
 
 def _sha256(file: Path) -> str:

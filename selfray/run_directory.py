@@ -46,7 +46,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self._fingerprints = fingerprints
-        exists = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        exists = path.exists() and not (path.is_dir() and _never_begun(path))
         if exists:
             self._require_same(resume)
         if resume == "must" and not list_checkpoints(self.checkpoints):
@@ -64,9 +64,9 @@ class RunDirectory:
     def begin(self) -> None:
         """Write what the run is, before its first step."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "config.json", to_json(self.config).encode())
         environment = describe_environment() | {"data_fingerprints": self._fingerprints}
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2).encode())
+        write_atomically(self.path / "config.json", to_json(self.config).encode())
 
     def finish(self, why: str) -> None:
         """Mark the run as finished; last."""
@@ -93,7 +93,7 @@ class RunDirectory:
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one line to `metrics.jsonl`; numbers that are not finite become null."""
-        clean = {k: None if _not_finite(v) else v for k, v in record.items()}
+        clean = _without_not_finite(record)
         with self.metrics.open("a") as file:
             file.write(json.dumps(clean) + "\n")
         if self.config.engine.tensorboard:
@@ -176,6 +176,15 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+def _never_begun(path: Path) -> bool:
+    """Whether a directory is empty, or holds only what `begin` writes before the config."""
+    before = {"checkpoints", "environment.json", ".environment.json.partial",
+              ".config.json.partial"}  # fmt: skip
+    return {entry.name for entry in path.iterdir()} <= before and not list_checkpoints(
+        path / "checkpoints"
+    )
+
+
 def _git_commit() -> str | None:
     here = Path(selfray.__file__).parent
     try:
@@ -187,5 +196,8 @@ def _git_commit() -> str | None:
     return answer.stdout.strip() or None if answer.returncode == 0 else None
 
 
-def _not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def _without_not_finite(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity."""
+    if isinstance(value, dict):
+        return {key: _without_not_finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
