@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,7 +46,7 @@ class DinoHead(nn.Module):
         self.batch_norm = batch_norm
         widths = [width, *[hidden] * (layers - 1), bottleneck]
         modules: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        for fan_in, fan_out in pairwise(widths):
             modules += [nn.Linear(fan_in, fan_out), nn.GELU()]
         self.mlp = nn.Sequential(*modules[:-1])
         self.last_layer = Prototypes(bottleneck, prototypes)

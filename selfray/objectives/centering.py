@@ -52,7 +52,8 @@ def sinkhorn_targets(scores: Tensor, temperature: float, iterations: int = 3) ->
         iterations: Alternations of the two normalisations.
 
     Returns:
-        float32 (float64 of float64) [n, K]; rows sum to 1, columns over the global batch nearly to (rows / K).
+        float32 (float64 of float64) [n, K]; rows sum to 1, columns over the global batch
+        nearly to rows / K.
 
     Reference:
         Cuturi, Sinkhorn distances, NeurIPS 2013; Caron et al., SwAV, NeurIPS 2020, appendix A.

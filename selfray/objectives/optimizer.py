@@ -37,7 +37,7 @@ def layer_wise_rate(name: str, depth: int, layer_decay: float, patch_embed_facto
 
 def decays(name: str) -> bool:
     """Whether weight decay applies: not on biases, norms, LayerScale."""
-    return not (name.endswith(".bias") or ".norm" in name or name.endswith(".gamma"))
+    return not (name.endswith((".bias", ".gamma")) or ".norm" in name)
 
 
 def build_optimizer(
