@@ -229,8 +229,11 @@ def validate(config: PretrainConfig) -> None:
             f"batch_size {c.batch_size} cannot be cut into engine.accumulate "
             f"{c.engine.accumulate} equal parts. Change one of them."
         )
-    if c.heads.bottleneck > 0 and c.heads.layers < 1:
-        raise InputError(f"heads.layers is {c.heads.layers}. Use 1 or more.")
+    if c.guard > 0 and not c.evaluate_every:
+        raise InputError(
+            f"guard is {c.guard}, but evaluate_every is 0, and the guard looks at the probe. Set "
+            "--evaluate-every to the steps between probes, or --guard 0."
+        )
     if c.loss.koleo_weight > 0 and c.batch_size // c.engine.accumulate < 2:
         raise InputError(
             "loss.koleo_weight needs at least 2 images in each part of a batch: raise batch_size, "

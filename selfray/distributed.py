@@ -6,6 +6,7 @@ gradient passes through are differentiable, so that N ranks compute the gradient
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 
@@ -29,11 +30,12 @@ def start() -> torch.device:
         torch.cuda.set_device(local_rank)
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if on_gpu else "gloo")
+        atexit.register(stop)
     return torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group; called when the process ends."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

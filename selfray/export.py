@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from safetensors import SafetensorError
+
 from selfray.data.dataset import RadiographDataset
+from selfray.errors import InputError
 from selfray.models.published import save_encoder
 from selfray.objectives.student_teacher import StudentTeacher
 from selfray.run_directory import RunDirectory
@@ -17,6 +20,9 @@ def export_encoder(run: RunDirectory, networks: StudentTeacher, step: int) -> No
         run: Whose teacher this is.
         networks: Holds the teacher.
         step: Steps done.
+
+    Raises:
+        InputError: The disk is full.
     """
     teacher = networks.teacher
     heads = {
@@ -24,14 +30,20 @@ def export_encoder(run: RunDirectory, networks: StudentTeacher, step: int) -> No
         for name in ("dino_head", "ibot_head")
         if name in teacher
     }
-    save_encoder(
-        teacher["encoder"],
-        run.path / "encoder",
-        mean=networks.mean,
-        std=networks.std,
-        card=_card(run, step),
-        heads=heads,
-    )
+    try:
+        save_encoder(
+            teacher["encoder"],
+            run.path / "encoder",
+            mean=networks.mean,
+            std=networks.std,
+            card=_card(run, step),
+            heads=heads,
+        )
+    except SafetensorError as cause:  # it hides the operating system's error
+        raise InputError(
+            f"the encoder of step {step} could not be written to {run.path} ({cause}). "
+            "Checkpoints are intact: make room there, then repeat the command to resume."
+        ) from cause
 
 
 def _card(run: RunDirectory, step: int) -> dict[str, Any]:

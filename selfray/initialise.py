@@ -36,9 +36,8 @@ def initialise(config: PretrainConfig) -> tuple[StudentTeacher, list[str], bool]
             are missing, unknown or of another shape.
     """
     if config.encoder.arch not in ARCHITECTURES:
-        raise InputError(
-            f"encoder.arch is {config.encoder.arch!r}. {nearest(config.encoder.arch, ARCHITECTURES)}"
-        )
+        allowed = nearest(config.encoder.arch, ARCHITECTURES)
+        raise InputError(f"encoder.arch is {config.encoder.arch!r}. {allowed}")
     torch.manual_seed(config.seed)
     encoder = build_vit(
         config.encoder.arch,
@@ -90,10 +89,13 @@ def _take_encoder(
     note = ""
     old, new = given["pos_embed"], wanted["pos_embed"]
     if old.shape[1] != new.shape[1] and old.shape[2] == new.shape[2]:
-        given["pos_embed"] = _resample_positions(old, round((new.shape[1] - 1) ** 0.5))
+        # As the source's own interpolation has it, so that features begin where its were.
+        side = round((new.shape[1] - 1) ** 0.5)
+        given["pos_embed"] = source.positions(side, side)
         note = f"; pos_embed resampled from {old.shape[1] - 1} to {new.shape[1] - 1} patches"
     _require_match(wanted, given, f"encoder of {config.init}", "encoder")
     encoder.load_state_dict(given)
+    encoder.position_interpolation = source.position_interpolation
     return f"encoder: {len(given)} of {len(wanted)} tensors from {config.init}{note}"
 
 
@@ -138,17 +140,6 @@ def _require_match(
             f"{where} does not fit the config: {'; '.join(found)}. Set the fields of the config's "
             f"group {group!r} to those of the source (--{group}.…)."
         )
-
-
-def _resample_positions(positions: Tensor, side: int) -> Tensor:
-    """Position embeddings [1, 1 + h·h, D] on a grid of side · side patches."""
-    cls, grid = positions[:, :1], positions[:, 1:]
-    old = round(grid.shape[1] ** 0.5)
-    grid = grid.unflatten(1, (old, old)).permute(0, 3, 1, 2)
-    grid = torch.nn.functional.interpolate(
-        grid, (side, side), mode="bicubic", antialias=True, align_corners=False
-    )
-    return torch.cat([cls, grid.flatten(2).transpose(1, 2)], dim=1)
 
 
 def _count(module: torch.nn.Module) -> int:

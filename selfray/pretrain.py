@@ -77,6 +77,12 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: str = "auto") -> Path
         betas=(config.optimizer.beta1, config.optimizer.beta2),
     )
     probe = Probe(datasets, config, device)
+    if config.guard and not probe.possible:
+        raise InputError(
+            "guard needs findings labelled in splits train and validate, and the data has none. "
+            "Give data that has, or set --guard 0."
+        )
+    distributed.barrier()  # every rank has looked at the run directory
     if distributed.rank() == 0:
         run.begin()
     first = _restore(run, networks, optimizer, origins)
@@ -86,9 +92,9 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: str = "auto") -> Path
     alarm = CollapseAlarm(config.heads.prototypes)
     autocast = _autocast(config, device)
 
-    if first == 0:
-        _probe(run, probe, networks, 0)
     with _signals() as interrupted, _progress(config.steps, first) as bar:
+        if first == 0:
+            _probe(run, probe, networks, 0)
         batches = loader.batches(first, config.steps)
         for step in range(first, config.steps):
             began = time.perf_counter()
@@ -97,7 +103,7 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: str = "auto") -> Path
             torch.manual_seed(_torch_seed(config.seed, step))
             terms = _step(networks, optimizer, _on(batch, device), config, values, autocast)
             record = {k: float(v) for k, v in terms.items()} | values.record()
-            if not math.isfinite(record["loss"]):
+            if not (math.isfinite(record["loss"]) and math.isfinite(record["gradient_norm"])):
                 _stop_not_finite(run, step, record, batch)
             record |= _speed(config.batch_size, time.perf_counter() - began)
             if distributed.rank() == 0:
@@ -226,7 +232,19 @@ def open_data(config: PretrainConfig) -> list[RadiographDataset]:
 
 
 def build_loader(config: PretrainConfig, datasets: list[RadiographDataset]) -> CropLoader:
-    """The loader of this rank's slots."""
+    """The loader of this rank's slots.
+
+    Raises:
+        InputError: The batch cannot be shared out over ranks and parts, or no image is for
+            training.
+    """
+    slots = distributed.slice_of_batch(config.batch_size)
+    if (slots.stop - slots.start) % config.engine.accumulate:
+        raise InputError(
+            f"a rank's {slots.stop - slots.start} images of batch_size {config.batch_size} cannot "
+            f"be cut into engine.accumulate {config.engine.accumulate} equal parts. Change one of "
+            "them, or the number of ranks."
+        )
     return CropLoader(
         datasets,
         "train",
@@ -235,7 +253,7 @@ def build_loader(config: PretrainConfig, datasets: list[RadiographDataset]) -> C
         mask_probability=config.masks.probability,
         mask_ratio=config.masks.ratio,
         batch_size=config.batch_size,
-        slots=distributed.slice_of_batch(config.batch_size),
+        slots=slots,
         seed=config.seed,
         threads=config.engine.loader_threads,
     )
@@ -271,7 +289,7 @@ def _step(
     distributed.average_gradients(networks.student.parameters())
     norm = clip_gradients(networks.student, config.optimizer.gradient_clip)
     set_rates(optimizer, values.learning_rate, values.weight_decay, values.frozen)
-    finite = torch.isfinite(sums["total"])
+    finite = torch.isfinite(sums["total"]) & torch.isfinite(norm)
     if finite:
         optimizer.step()
         networks.update_teacher(values.teacher_momentum)
@@ -352,20 +370,27 @@ def _probe(run: RunDirectory, probe: Probe, networks: StudentTeacher, step: int)
         best = run.mark_best()
         if best == step:
             export_encoder(run, networks, step)
-        last = run.probes()[-1]
-        _say(f"step {step}: validation macro-AUROC {last['macro_auroc']:.3f}, best at step {best}")
+        if best is not None:
+            score = run.probes()[-1]["macro_auroc"]
+            _say(f"step {step}: validation macro-AUROC {score:.3f}, best at step {best}")
     distributed.barrier()
 
 
 def _guard(run: RunDirectory, margin: float) -> None:
+    """Finish the run here when the probe fell below the start by more than the margin."""
     probes = run.probes()
     if probes and probes[0]["macro_auroc"] - probes[-1]["macro_auroc"] > margin:
-        best = run.mark_best()
-        raise RunStopped(
+        fell = (
             f"guard: the probe fell from {probes[0]['macro_auroc']:.3f} at step 0 to "
             f"{probes[-1]['macro_auroc']:.3f} at step {probes[-1]['step']}, more than the margin "
-            f"{margin}. {run.path / 'encoder'} holds the best, of step {best}. Lower the learning "
-            "rate, or raise --guard."
+            f"{margin}; encoder of step {run.mark_best()}, the best"
+        )
+        if distributed.rank() == 0:
+            run.finish(fell)
+        distributed.barrier()
+        raise RunStopped(
+            f"{fell}, is in {run.path / 'encoder'}. To try again, lower the learning rate or raise "
+            "--guard, with a new --out."
         )
 
 
