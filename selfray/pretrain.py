@@ -66,7 +66,7 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: str = "auto") -> Path
     if run.done:
         _say(f"{out} is finished ({(out / 'DONE').read_text().strip()}); nothing to do.")
         return out
-    loader = build_loader(config, datasets)
+    loader = build_loader(config, datasets, _slots_of_rank(config))
     networks, origins, fresh_head = initialise(config)
     networks.to(device)
     optimizer = build_optimizer(
@@ -231,13 +231,7 @@ def open_data(config: PretrainConfig) -> list[RadiographDataset]:
     return datasets
 
 
-def build_loader(config: PretrainConfig, datasets: list[RadiographDataset]) -> CropLoader:
-    """The loader of this rank's slots.
-
-    Raises:
-        InputError: The batch cannot be shared out over ranks and parts, or no image is for
-            training.
-    """
+def _slots_of_rank(config: PretrainConfig) -> slice:
     slots = distributed.slice_of_batch(config.batch_size)
     if (slots.stop - slots.start) % config.engine.accumulate:
         raise InputError(
@@ -245,6 +239,22 @@ def build_loader(config: PretrainConfig, datasets: list[RadiographDataset]) -> C
             f"be cut into engine.accumulate {config.engine.accumulate} equal parts. Change one of "
             "them, or the number of ranks."
         )
+    return slots
+
+
+def build_loader(
+    config: PretrainConfig, datasets: list[RadiographDataset], slots: slice
+) -> CropLoader:
+    """The loader of some slots of each global batch.
+
+    Args:
+        config: The run.
+        datasets: Its data.
+        slots: Which images of a batch are made.
+
+    Raises:
+        InputError: No image is for training.
+    """
     return CropLoader(
         datasets,
         "train",
