@@ -37,8 +37,10 @@ def problem() -> tuple[np.ndarray, np.ndarray]:
     rotation = np.linalg.qr(rng.normal(size=(FEATURES, FEATURES)))[0]
     x = (rng.normal(size=(ROWS, FEATURES)) * spectrum) @ rotation
     x = (x - x.mean(axis=0)) / x.std(axis=0)
-    score = x @ rng.normal(size=(FEATURES, len(RATES))) * 0.1 + rng.logistic(size=(ROWS, 1))
-    y = (score > [np.quantile(s, 1 - r) for s, r in zip(score.T, RATES, strict=True)]).astype(float)
+    signal = x @ rng.normal(size=(FEATURES, len(RATES))) * 0.1
+    score = signal + rng.logistic(size=(ROWS, 1))
+    thresholds = np.sort(score, axis=0)[[int(ROWS * (1 - r)) for r in RATES], range(len(RATES))]
+    y = (score > thresholds).astype(float)
     y[rng.random(y.shape) < 0.05] = np.nan
     return x, y
 
@@ -57,7 +59,7 @@ def scikit_learn(tolerance: float) -> Callable[[np.ndarray, np.ndarray], Coeffic
             for s, strength in enumerate(STRENGTHS):
                 model = LogisticRegression(C=1 / strength, tol=tolerance, max_iter=10_000)
                 model.fit(x[known], column[known])
-                weights[s, t], biases[s, t] = model.coef_[0], model.intercept_[0]
+                weights[s, t], biases[s, t] = model.coef_[0], np.ravel(model.intercept_)[0]
         return weights, biases
 
     return fit

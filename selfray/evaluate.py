@@ -286,7 +286,11 @@ def _probe_neighbours(judged: _Judged, features: Features, benchmark: _Benchmark
 
 
 def _add_macro(judged: _Judged, benchmark: _Benchmark) -> None:
-    """The mean over the findings that are defined; a resample counts when all of them are."""
+    """The mean over the findings that are defined.
+
+    A resample that lacks a class of a rare finding takes the others' mean deviation from their
+    points, so that the mean does not jump because a finding that is easy or hard dropped out.
+    """
     for probe, metrics in (("linear", ("auroc", "auprc")), ("knn", ("auroc",))):
         for metric in metrics:
             keys = [
@@ -296,8 +300,13 @@ def _add_macro(judged: _Judged, benchmark: _Benchmark) -> None:
             ]
             if keys:
                 key = (_MACRO, metric, probe)
-                judged.points[key] = float(np.mean([judged.points[k] for k in keys]))
-                judged.distributions[key] = np.mean([judged.distributions[k] for k in keys], axis=0)
+                points = np.array([judged.points[k] for k in keys])
+                deviations = np.stack([judged.distributions[k] for k in keys], axis=1) - points
+                defined = ~np.isnan(deviations)
+                count = np.where(defined.any(axis=1), defined.sum(axis=1), np.nan)
+                total = np.where(defined, deviations, 0).sum(axis=1)
+                judged.points[key] = float(points.mean())
+                judged.distributions[key] = points.mean() + total / count
 
 
 def _line(

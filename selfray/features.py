@@ -59,8 +59,9 @@ class _EncoderSource:
     def __init__(self, name: str, patch_tokens: bool) -> None:
         from selfray.models.published import load_encoder
 
-        self.encoder = load_encoder(name)
-        e = self.encoder
+        self.encoder = e = load_encoder(name)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        e.model.to(self.device)
         grid = e.image_size // e.patch_size
         self.widths: dict[str, tuple[int, ...]] = {"cls": (e.width,), "patch_mean": (e.width,)}
         if patch_tokens:
@@ -69,9 +70,10 @@ class _EncoderSource:
             "weights_sha256": e.weights_sha256,
             "synthetic": e.synthetic,
             "preprocessing": {
+                "resize": "shorter edge, bicubic, centre crop",
+                "shortest_edge": e.shortest_edge,
                 "image_size": e.image_size,
                 "patch_size": e.patch_size,
-                "resize": "shorter edge, bicubic, centre crop",
                 "mean": e.mean,
                 "std": e.std,
             },
@@ -82,7 +84,7 @@ class _EncoderSource:
 
     def infer(self, images: list[torch.Tensor]) -> dict[str, np.ndarray]:
         with torch.inference_mode():
-            cls, patches = self.encoder.features(torch.stack(images))
+            cls, patches = self.encoder.features(torch.stack(images).to(self.device))
         arrays = {"cls": cls.float(), "patch_mean": patches.float().mean(dim=(2, 3))}
         if "patch_tokens" in self.widths:
             arrays["patch_tokens"] = patches.permute(0, 2, 3, 1).half()

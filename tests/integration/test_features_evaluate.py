@@ -79,7 +79,7 @@ class StandIn:
         self.name, self.image_size, self.patch_size, self.width = name, 32, 8, 4
         self.mean, self.std, self.synthetic = 0.5, 0.25, True
         self.weights_sha256 = name.ljust(64, "0")
-        self.seen = 0
+        self.shortest_edge, self.seen, self.model = 32, 0, torch.nn.Identity()
         self.fail_after: int | None = None
         self.poison_row: int | None = None
 
