@@ -54,6 +54,7 @@ class Shape:
 
 
 ARCHITECTURES: dict[str, Shape] = {
+    "vit_pico": Shape(128, 6, 2),
     "vit_nano": Shape(192, 6, 3),
     "vit_tiny": Shape(192, 12, 3),
     "vit_small": Shape(384, 12, 6),
