@@ -81,3 +81,25 @@ def test_pretrain_passes_config_directory_and_whether_to_resume(
     assert (config.data, config.init, config.guard) == (("d", "e"), "x", 0.02)
     assert (config.recipe, config.steps, out, named) == ("demo", 5, Path("r"), {"resume": "must"})
     assert capsys.readouterr().out == "wrote r\n"
+
+
+def test_preview_draws_and_does_not_begin_a_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _replaced("selfray.pretrain", "pretrain", monkeypatch)
+    preview = _replaced("selfray.preview", "write_preview", monkeypatch)
+    assert main("pretrain demo --data d --out r --preview crops.png".split()) == 0
+    (config, file), named = preview.call_args
+    assert (config.data, file, named) == (("d",), Path("crops.png"), {})
+    assert not run.called
+    assert capsys.readouterr().out == "wrote crops.png\n"
+
+
+def test_summary_says_where_the_page_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = _replaced("selfray.summary", "write_summary", monkeypatch)
+    stage.return_value = Path("r/summary.html")
+    assert main(["summary", "r"]) == 0
+    stage.assert_called_once_with(Path("r"))
+    assert capsys.readouterr().out == "wrote r/summary.html\n"
