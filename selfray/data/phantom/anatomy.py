@@ -121,7 +121,7 @@ def draw_thorax(traits: Traits, rng: np.random.Generator) -> Thorax:
         tilt=float(rng.normal(2.2, 0.5)),
         dome=dome,
         dome_left=dome - float(rng.normal(1.3, 0.6)),
-        heart=float((1.0 if male else 0.95) * (1 + 0.004 * heavy) * rng.normal(1, 0.055)),
+        heart=float((1.0 if male else 0.95) * (1 + 0.004 * heavy) * rng.normal(1, 0.065)),
         heart_shift=float(rng.normal(0, 0.5)),
         unfolding=float(np.clip(old * 1.1 + rng.normal(0, 0.2), 0, 1.5)),
         calcification=float(np.clip((traits.age - 55) / 35 + rng.normal(0, 0.3), 0, 1)),
@@ -135,7 +135,7 @@ def draw_thorax(traits: Traits, rng: np.random.Generator) -> Thorax:
             * rng.normal(1, 0.09)
         ),
         kyphosis=float(np.clip(rng.normal(1.5 + 2.2 * old, 0.7), 0, 6)),
-        scoliosis=float(rng.normal(0, 0.5 + 0.5 * old)),
+        scoliosis=float(rng.normal(0, 0.4 + 0.35 * old)),
         cartilage=float(np.clip(old * rng.uniform(0.2, 1.5) - 0.1, 0, 1)),
         spurs=float(np.clip(old * rng.uniform(0.3, 1.4) - 0.1, 0, 1)),
         stomach=float(np.clip(rng.normal(2.0, 1.0), 0, 4)),

@@ -185,7 +185,7 @@ def reshape(thorax: Thorax, status: Status) -> Thorax:
     for finding in status.findings:
         s = finding.severity
         if finding.name == "cardiomegaly":
-            t = replace(t, heart=max(t.heart, 1.0) * (1.10 + 0.23 * s))
+            t = replace(t, heart=max(t.heart, 1.0) * (1.09 + 0.23 * s))
         elif finding.name == "fibrosis":
             t = replace(t, dome=t.dome + 0.5 + 1.2 * s, dome_left=t.dome_left + 0.5 + 1.2 * s)
         elif finding.name == "atelectasis" and finding.kind == "lobar":

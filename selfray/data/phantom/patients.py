@@ -112,9 +112,9 @@ def aim(view: str, t: Thorax, size: int, rng: np.random.Generator) -> Beam:
         yaw=float(rng.normal(0, 0.08 if supine else 0.05)),
         roll=float(rng.normal(0, 0.06 if supine else 0.035)),
         source_height=float(rng.normal(6.0 if supine else -1.0, 3.0)),
-        centre=(float(rng.normal(0, 1.4)), float(rng.normal(-0.5, 1.7))),
+        centre=(float(rng.normal(0, 1.7)), float(rng.normal(-0.5, 2.2))),
         # The beam is collimated to the patient, more or less generously.
-        field=1.12 * (across + float(rng.uniform(3, 13))),
+        field=1.12 * (across + float(rng.uniform(2, 15))),
         size=size,
     )
 

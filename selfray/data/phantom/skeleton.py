@@ -29,7 +29,9 @@ def rib_path(t: Thorax, number: int, side: int) -> Array:
     u = np.maximum(x - t.split, 0) / (a + outward)
     inner = np.minimum(x / np.maximum(t.split, 1), 1)
     y = middle + back * (b + outward) * np.sqrt(np.maximum(1 - u**2, 0)) * (0.8 + 0.2 * inner)
-    path = np.stack([side * x + spine_shift(t, z), y, z], axis=1)
+    # A curved spine takes the heads of the ribs along, not the whole cage.
+    bent = spine_shift(t, z) * np.clip(1 - 2.5 * s, 0, 1) ** 2
+    path = np.stack([side * x + bent, y, z], axis=1)
     return path[x > 2.0]
 
 
