@@ -88,7 +88,7 @@ def test_preview_draws_and_does_not_begin_a_run(
 ) -> None:
     run = _replaced("selfray.pretrain", "pretrain", monkeypatch)
     preview = _replaced("selfray.preview", "write_preview", monkeypatch)
-    assert main("pretrain demo --data d --out r --preview crops.png".split()) == 0
+    assert main(["pretrain", "demo", "--data", "d", "--out", "r", "--preview", "crops.png"]) == 0
     (config, file), named = preview.call_args
     assert (config.data, file, named) == (("d",), Path("crops.png"), {})
     assert not run.called
