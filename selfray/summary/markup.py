@@ -1,0 +1,42 @@
+"""Pieces of HTML. Whatever comes from outside goes through `escaped`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+PHANTOM = "Synthetic phantom"
+
+
+def escaped(value: Any) -> str:
+    """Text for HTML, also within an attribute; control characters become a replacement mark."""
+    text = str(value)
+    return escape("".join(c if c.isprintable() or c in "\n\t" else "�" for c in text))
+
+
+def facts(rows: Iterable[tuple[Any, str]]) -> str:
+    """A list of names (escaped here) and values (HTML)."""
+    items = "".join(f"<dt>{escaped(name)}</dt><dd>{value}</dd>" for name, value in rows)
+    return f'<dl class="facts">{items}</dl>' if items else ""
+
+
+def command(text: Any) -> str:
+    """A command line, as it was given."""
+    return f"<pre><code>{escaped(text)}</code></pre>" if text else ""
+
+
+def figure(content: str, caption: str, *, kind: str = "") -> str:
+    """Content (HTML) with a caption (HTML)."""
+    attribute = f' class="{kind}"' if kind else ""
+    return f"<figure{attribute}>{content}<figcaption>{caption}</figcaption></figure>"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Finding names as words: `pleural_effusion` is pleural effusion."""
+    return ", ".join(name.replace("_", " ") for name in names)
+
+
+def shortened(name: str, most: int = 30) -> str:
+    """A name for a chart, its middle left out where it is long."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"

@@ -1,0 +1,209 @@
+"""Results of an evaluation: tables, intervals, paired differences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from selfray.summary.charts import SERIES, Bar, findings_chart, interval_chart
+from selfray.summary.inputs import Evaluation
+from selfray.summary.markup import escaped, figure, listed, shortened
+from selfray.summary.verdict import MEASURES, Measure, cell_text, readable_names, signed, subjects
+
+_KNN = Measure("the findings", "AUROC", "Findings, k-NN macro-AUROC", "macro", "auroc", 0.5)
+
+
+def results_section(evaluation: Evaluation, note: str) -> str:
+    """The section of one evaluation.
+
+    Args:
+        evaluation: Read by `read_evaluation`.
+        note: What each caption begins with.
+    """
+    name = evaluation.dataset.get("name", evaluation.path.name)
+    head = f'<section id="results"><h2>Results on {escaped(name)}</h2>'
+    if not evaluation.results:
+        return f"{head}<p>No result is recorded yet.</p></section>"
+    return (
+        head
+        + _main_table(evaluation, note)
+        + _main_charts(evaluation, note)
+        + _differences(evaluation, note)
+        + _findings(evaluation, note)
+        + "</section>"
+    )
+
+
+def _main_table(evaluation: Evaluation, note: str) -> str:
+    columns = [(m, "linear") for m in MEASURES] + [(_KNN, "knn")]
+    columns = [c for c in columns if any(_line(evaluation, e, *c) for e in evaluation.encoders)]
+    head = "".join(f'<th scope="col">{m.column}</th>' for m, _ in columns)
+    rows = []
+    for k, (encoder, name) in enumerate(readable_names(evaluation.encoders).items()):
+        cells = "".join(_cell(_line(evaluation, encoder, *column)) for column in columns)
+        rows.append(f"<tr>{_name_cell(k, encoder, name)}{cells}</tr>")
+    table = _table(f'<th scope="col">Encoder</th>{head}', rows)
+    caption = (
+        f"{note}Frozen features, probes fitted on the train split, their penalty (or k) chosen on "
+        "the validate split, scored on the test split. In brackets, 95 % intervals by resampling "
+        "patients. Higher is better; AUROC of chance is 0.5, R² of the mean is 0."
+    )
+    return figure(table, caption)
+
+
+def _line(
+    evaluation: Evaluation, encoder: str, measure: Measure, probe: str
+) -> dict[str, Any] | None:
+    return evaluation.result(encoder, measure.target, measure.metric, probe)
+
+
+def _main_charts(evaluation: Evaluation, note: str) -> str:
+    names = readable_names(evaluation.encoders)
+    charts = []
+    for measure in MEASURES:
+        bars = [
+            _bar(shortened(name), k, line, cell_text(line))
+            for k, (encoder, name) in enumerate(names.items())
+            if (line := _line(evaluation, encoder, measure, "linear")) and line["value"] is not None
+        ]
+        if bars:
+            target, axis = measure.column.split(", ")
+            zero_label = "chance" if measure.metric == "auroc" else "the mean of all"
+            charts.append(
+                interval_chart(
+                    bars,
+                    title=target,
+                    axis=f"{axis}, 95 % interval",
+                    zero=measure.ignorance,
+                    zero_label=zero_label,
+                )  # fmt: skip
+            )
+    caption = (
+        f"{note}<b>What each encoder knows.</b> Dot: estimate on the test split; bar: 95 % "
+        "interval. Dashed: an encoder that knows nothing."
+    )
+    return figure(f'<div class="charts">{"".join(charts)}</div>', caption) if charts else ""
+
+
+def _differences(evaluation: Evaluation, note: str) -> str:
+    names = readable_names(evaluation.encoders)
+    series = {encoder: k for k, encoder in enumerate(names)}
+    parts = []
+    for subject in subjects(evaluation.encoders):
+        charts = []
+        for measure in MEASURES:
+            lines = {
+                reference: evaluation.difference(subject, reference, measure.target, measure.metric)
+                for reference in names
+            }
+            bars = [
+                _bar(f"against {shortened(names[r], 22)}", series[r], line, _difference_text(line))
+                for r, line in lines.items()
+                if line is not None
+            ]
+            if bars:
+                target, axis = measure.column.split(", ")
+                charts.append(
+                    interval_chart(
+                        bars,
+                        title=target,
+                        axis=f"difference in {axis}, 95 % interval",
+                        zero=0,
+                        zero_label="no difference",
+                    )  # fmt: skip
+                )
+        if charts:
+            caption = (
+                f"{note}<b>{escaped(names[subject])} minus the other, on the same patients.</b> "
+                f"Right of the dashed line, {escaped(names[subject])} is better; an interval that "
+                "crosses it decides nothing."
+            )
+            parts.append(figure(f'<div class="charts">{"".join(charts)}</div>', caption))
+    return "<h3>Paired differences</h3>" + "".join(parts) if parts else ""
+
+
+def _difference_text(line: dict[str, Any]) -> str:
+    return f"{signed(line['value'])} [{signed(line['ci_low'])}, {signed(line['ci_high'])}]"
+
+
+def _findings(evaluation: Evaluation, note: str) -> str:
+    if not evaluation.findings:
+        return ""
+    names = readable_names(evaluation.encoders)
+    bars = {
+        (listed([finding]), name): _bar(shortened(name), k, line, cell_text(line))
+        for finding in evaluation.findings
+        for k, (encoder, name) in enumerate(names.items())
+        if (line := evaluation.result(encoder, finding, "auroc")) and line["value"] is not None
+    }
+    chart = ""
+    if bars:
+        shown = dict.fromkeys(finding for finding, _ in bars)
+        caption = f"{note}<b>Each finding.</b> Linear probes; dashed: chance."
+        chart = figure(findings_chart(list(shown), list(names.values()), bars), caption)
+    return (
+        "<h3>Each finding</h3>"
+        + chart
+        + _findings_table(evaluation, "auroc", f"{note}AUROC of linear probes, 95 % intervals.")
+        + _findings_table(
+            evaluation,
+            "auprc",
+            f"{note}AUPRC (average precision) of linear probes, 95 % intervals. An encoder that "
+            "knows nothing has the prevalence.",
+        )
+    )
+
+
+def _findings_table(evaluation: Evaluation, metric: str, caption: str) -> str:
+    names = readable_names(evaluation.encoders)
+    head = '<th scope="col">Finding</th><th scope="col">Images</th><th scope="col">Prevalence</th>'
+    head += "".join(
+        f'<th scope="col">{_swatch(k)}{escaped(name)}</th>' for k, name in enumerate(names.values())
+    )
+    rows = []
+    for finding in evaluation.findings:
+        lines = [evaluation.result(encoder, finding, metric) for encoder in names]
+        known = next((line for line in lines if line), None)
+        if known is None:
+            known = next((r for r in evaluation.results if r["target"] == finding), {})
+        n, prevalence = known.get("n"), known.get("prevalence")
+        rows.append(
+            f'<tr><th scope="row">{escaped(listed([finding]))}</th>'
+            + _plain_cell(n, f"{n:,}" if n is not None else "")
+            + _plain_cell(prevalence, f"{100 * prevalence:.1f} %" if prevalence is not None else "")
+            + "".join(map(_cell, lines))
+            + "</tr>"
+        )
+    return figure(_table(head, rows), caption)
+
+
+def _bar(label: str, series: int, line: dict[str, Any], text: str) -> Bar:
+    return Bar(label, series, line["value"], line["ci_low"], line["ci_high"], text)
+
+
+def _table(head: str, rows: list[str]) -> str:
+    return (
+        f'<div class="scroll" tabindex="0"><table class="sortable"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _name_cell(series: int, encoder: str, name: str) -> str:
+    return f'<th scope="row" title="{escaped(encoder)}">{_swatch(series)}{escaped(name)}</th>'
+
+
+def _swatch(series: int) -> str:
+    return f'<span class="swatch" style="background:var(--series-{series % SERIES})"></span>'
+
+
+def _cell(line: dict[str, Any] | None) -> str:
+    """The number in full is in `data-value`, for sorting and for whoever wants it."""
+    if line is None or line["value"] is None:
+        why = (line or {}).get("reason") or "not recorded"
+        return f'<td data-value="" title="{escaped(why)}">not defined</td>'
+    value, interval = cell_text(line).partition(" ")[::2]
+    spread = f' <span class="ci">{interval}</span>' if interval else ""
+    return f'<td data-value="{line["value"]!r}">{value}{spread}</td>'
+
+
+def _plain_cell(value: float | None, text: str) -> str:
+    return f'<td data-value="{"" if value is None else repr(value)}">{text}</td>'
