@@ -59,9 +59,10 @@ def sinkhorn_targets(scores: Tensor, temperature: float, iterations: int = 3) ->
         Cuturi, Sinkhorn distances, NeurIPS 2013; Caron et al., SwAV, NeurIPS 2020, appendix A.
     """
     logits = at_least_float32(scores) / temperature
-    # The largest score cancels in the first normalisation and keeps exp from overflowing.
-    shift = logits.max() if logits.numel() else torch.zeros((), device=scores.device)
-    assignment = torch.exp(logits - _max_over_ranks(shift))
+    # A prototype's largest score cancels in the first normalisation. Without it exp overflows;
+    # with the largest of all prototypes instead, an image far from it underflows to a row of 0.
+    largest = logits.amax(0) if len(logits) else logits.new_full(logits.shape[1:], -torch.inf)
+    assignment = torch.exp(logits - _max_over_ranks(largest))
     for _ in range(iterations):
         assignment = assignment / sum_over_ranks(assignment.sum(0)).clamp(min=1e-30)
         assignment = assignment / assignment.sum(1, keepdim=True).clamp(min=1e-30)
