@@ -1,0 +1,88 @@
+"""A run that takes a second: 24 images of noise, the smallest encoder, crops of two patches."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfray.config import (
+    CropsConfig,
+    EncoderConfig,
+    EngineConfig,
+    HeadsConfig,
+    LossConfig,
+    PretrainConfig,
+)
+from selfray.data.dataset import DatasetInfo, DatasetWriter, RadiographDataset, encode_png
+
+SPLITS = ("train",) * 14 + ("validate",) * 8 + ("test",) * 2
+
+
+def write_dataset(
+    out: Path, *, size: int = 56, seed: int = 0, findings: tuple[str, ...] = ("effusion", "nodule")
+) -> RadiographDataset:
+    """24 images; the first finding is a bright half, so that a probe has something to find."""
+    info = DatasetInfo("micro", "synthetic phantom", "CC0-1.0", True, findings, (), "noise")
+    writer = DatasetWriter(out, info)
+    generator = np.random.default_rng(seed)
+    for index, split in enumerate(SPLITS):
+        pixels = generator.integers(0, 160, (size, size)).astype(np.uint8)
+        pixels[size // 2 :] += np.uint8(80 * (index % 2))
+        labels = {name: (index // (k + 1)) % 2 for k, name in enumerate(findings)}
+        writer.add(
+            {"image": encode_png(pixels), "image_id": f"i{index}", "patient_id": f"p{index}",
+             "study_id": f"s{index}", "split": split, "view": "PA", "sex": "FM"[index % 2],
+             "age_years": 20.0 + index, **labels}
+        )  # fmt: skip
+    return writer.finish()
+
+
+def micro_config(*data: Path, **changes: Any) -> PretrainConfig:
+    """The config of a run of 8 steps.
+
+    Args:
+        data: Dataset directories.
+        changes: Values by field; those of a group as `group__field`.
+    """
+    config = PretrainConfig(
+        recipe="small",
+        steps=8,
+        batch_size=4,
+        checkpoint_every=3,
+        keep_checkpoints=20,
+        evaluate_every=0,
+        data=tuple(str(path) for path in data),
+        encoder=EncoderConfig(arch="vit_nano", patch_size=14, image_size=28, drop_path=0.1),
+        crops=CropsConfig(global_size=28, local_size=14, local_count=2),
+        heads=HeadsConfig(prototypes=16, hidden=32, bottleneck=8),
+        loss=LossConfig(centering="sinkhorn"),
+        engine=EngineConfig(precision="float32", loader_threads=1),
+    )
+    for name, value in changes.items():
+        config = _changed(config, name, value)
+    return config
+
+
+def command_line(config: PretrainConfig, out: Path) -> list[str]:
+    """The words after `selfray` that begin or resume this run."""
+    words = ["pretrain", config.recipe, "--out", str(out)]
+    for name, value in dataclasses.asdict(config).items():
+        fields = value if isinstance(value, dict) else {"": value}
+        for field, inner in fields.items():
+            option = f"--{name}.{field}" if field else f"--{name}"
+            values = inner if isinstance(inner, tuple) else (inner,)
+            if name != "recipe" and inner != "":
+                shown = [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
+                words += [option.replace("_", "-"), *shown]
+    return words
+
+
+def _changed(config: PretrainConfig, name: str, value: Any) -> PretrainConfig:
+    group, _, field = name.rpartition("__")
+    if not group:
+        return dataclasses.replace(config, **{field: value})
+    inner = dataclasses.replace(getattr(config, group), **{field: value})
+    return dataclasses.replace(config, **{group: inner})
