@@ -1,11 +1,17 @@
 """Small radiograph files for tests, written by pydicom and not by our code."""
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from selfray.data.radiograph import read_radiograph
+from selfray.errors import BadImage
 
 
 def soft_image(height: int = 96, width: int = 80, white: int = 4000, seed: int = 0) -> np.ndarray:
@@ -46,3 +52,22 @@ def write_dicom(path: Path, pixels: np.ndarray, bits: int = 12, **fields: Any) -
     """Write `dicom_dataset` as a DICOM file."""
     dicom_dataset(pixels, bits, **fields).save_as(path, enforce_file_format=True)
     return path
+
+
+def read_timed(path: str) -> tuple[float, str | None]:
+    """Seconds that reading took, and why the file was refused, if it was."""
+    started = time.perf_counter()
+    reason = None
+    try:
+        pixels = read_radiograph(Path(path)).pixels
+        assert pixels.dtype == np.float32 and pixels.ndim == 2 and np.isfinite(pixels).all()
+    except BadImage as refused:
+        reason = str(refused)
+    return time.perf_counter() - started, reason
+
+
+def die_or_shout(word: str) -> str:
+    """In capitals; but `KILL` ends the process as a crash of native code would."""
+    if word == "KILL":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return word.upper()

@@ -59,24 +59,29 @@ def each_in_processes(
                 return
             except BrokenProcessPool:
                 suspects = jobs[next_job : next_job + ahead]
-        for job in suspects:
-            next_job += 1
-            yield _alone(work, job)
+        next_job += len(suspects)
+        yield from _one_by_one(work, deque(suspects))
 
 
-def _alone(work: Callable[[Job], Outcome], job: Job) -> Outcome | str:
-    with _Pool(1) as pool:
-        try:
-            pool.submit(os.getpid).result()
-        except BrokenProcessPool:
-            # Not the job's doing. A script without that line is the usual cause.
-            raise RuntimeError(
-                "no worker process starts; call this below `if __name__ == '__main__':`"
-            ) from None
-        try:
-            return pool.submit(_timed, work, job).result()
-        except BrokenProcessPool:
-            return CRASHED
+def _one_by_one(work: Callable[[Job], Outcome], jobs: deque[Job]) -> Iterator[Outcome | str]:
+    """Each job alone in a process, which the next one uses too if it is still alive."""
+    while jobs:
+        with _Pool(1) as pool:
+            try:
+                pool.submit(os.getpid).result()
+            except BrokenProcessPool:
+                # Not the job's doing. A script without that line is the usual cause.
+                raise RuntimeError(
+                    "no worker process starts; call this below `if __name__ == '__main__':`"
+                ) from None
+            try:
+                while jobs:
+                    outcome = pool.submit(_timed, work, jobs[0]).result()
+                    jobs.popleft()
+                    yield outcome
+            except BrokenProcessPool:
+                jobs.popleft()
+                yield CRASHED
 
 
 class _Pool(ProcessPoolExecutor):

@@ -1,0 +1,216 @@
+"""An archive becomes a dataset: identities are hidden, runs resume, errors leave nothing behind."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from radiograph_files import soft_image, write_dicom
+
+from selfray.data import ingest as ingest_module
+from selfray.data.dataset import SPLITS, RadiographDataset
+from selfray.data.ingest import ingest, split_of_patient
+from selfray.data.radiograph import read_radiograph, resize_shorter_side, to_eight_bits
+from selfray.errors import InputError, Interrupted
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    """Three patients with a name in path and header, and a file that is no image inside."""
+    folder = tmp_path_factory.mktemp("archive")
+    for number in range(6):
+        place = folder / f"Doe^Jane{number % 3}"
+        place.mkdir(exist_ok=True)
+        write_dicom(
+            place / f"{number}.dcm",
+            soft_image(seed=number),
+            PatientID=f"MRN-{number % 3}",
+            PatientName=f"Doe^Jane{number % 3}",
+            StudyInstanceUID=f"1.2.{number // 2}",
+            PatientSex="F",
+            PatientAge="061Y",
+            ViewPosition="PA",
+        )
+    (folder / "Doe^Jane0" / "broken.dcm").write_bytes(b"Doe^Jane0 was here")
+    Image.fromarray(soft_image(white=65535, seed=9)).save(folder / "no patient.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ingested(archive, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("ingested") / "out"
+    counts = ingest(archive, out, size=64, workers=1)
+    assert (counts.images, counts.patients, counts.quarantined) == (7, 4, 1)
+    assert "7 images of 4 patients, 1 files refused (1: is no DICOM" in str(counts)
+    return out
+
+
+def test_the_dataset_holds_the_resized_images_and_what_headers_say(archive, ingested):
+    rows = datasets.load_from_disk(str(ingested))
+    expected = []
+    for path in sorted(archive.rglob("*")):
+        if path.is_file() and path.name != "broken.dcm":
+            pixels = resize_shorter_side(read_radiograph(path).pixels, 64)
+            expected.append(to_eight_bits(pixels).tobytes())
+    assert sorted(np.asarray(image).tobytes() for image in rows["image"]) == sorted(expected)
+    for row in rows:
+        is_dicom = row["sex"] is not None
+        assert (row["view"], row["age_years"]) == (("PA", 61.0) if is_dicom else (None, None))
+        assert min(row["image"].size) == 64
+    assert len(set(rows["study_id"])) == 7  # 3 patients in 2 studies each, and the PNG
+
+
+def test_nothing_that_identifies_a_patient_is_written_but_to_the_private_files(archive, ingested):
+    for path in ingested.rglob("*"):
+        content = path.read_bytes()
+        for secret in (b"Doe", b"Jane", b"MRN", b"no patient", str(archive).encode()):
+            assert secret not in content, path.name
+    for name in ("out.key", "out.files.csv"):
+        assert stat.S_IMODE((ingested.parent / name).stat().st_mode) == 0o600
+    listed = (ingested.parent / "out.files.csv").read_text().splitlines()
+    assert len(listed) == 1 + 8
+    quarantined = json.loads((ingested / "quarantine.jsonl").read_text())
+    assert f"{quarantined['file']},Doe^Jane0/broken.dcm" in listed
+
+
+def test_one_key_gives_one_hash_and_another_key_another(archive, ingested, tmp_path):
+    same = tmp_path / "same"
+    ingest(archive, same, size=64, workers=1, key_file=ingested.parent / "out.key")
+    assert not (tmp_path / "same.key").exists()
+    assert RadiographDataset(same).fingerprint == RadiographDataset(ingested).fingerprint
+    small = tmp_path / "small"
+    small.mkdir()
+    (small / "1.dcm").write_bytes((archive / "Doe^Jane1" / "1.dcm").read_bytes())
+    ingest(small, tmp_path / "x", size=64, workers=1)
+    others = set(RadiographDataset(ingested).column("patient_id"))
+    assert not set(RadiographDataset(tmp_path / "x").column("patient_id")) & others
+
+
+def test_a_patient_keeps_its_split_whatever_else_is_in_the_archive():
+    draws = [split_of_patient(f"patient {number}", 0) for number in range(20_000)]
+    shares = [draws.count(split) / len(draws) for split in SPLITS]
+    np.testing.assert_allclose(shares, (0.7, 0.1, 0.2), atol=0.015)  # five standard errors
+    again = [split_of_patient(f"patient {number}", 1) for number in range(1000)]
+    assert again != draws[:1000]
+
+
+def test_the_table_wins_over_the_header_and_gives_findings_and_splits(archive, tmp_path):
+    lines = ["file,split,sex,effusion,patient_id"]
+    lines += [f"{number},{SPLITS[number % 3]},M,{number % 2},P{number % 3}" for number in range(6)]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    counts = ingest(archive, tmp_path / "out", size=64, table=tmp_path / "t.csv", workers=1)
+    assert counts.images == 6
+    assert counts.reasons["is not in the table, which gives the splits"] == 1
+    dataset = RadiographDataset(tmp_path / "out")
+    assert dataset.findings == ("effusion",)
+    assert sorted(dataset.column("effusion")) == [0, 0, 0, 1, 1, 1]
+    assert set(dataset.column("sex")) == {"M"}
+    assert [len(dataset.rows(split)) for split in SPLITS] == [2, 2, 2]
+
+
+def test_an_interrupted_ingest_resumes_to_the_same_dataset(
+    archive, ingested, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ingest_module, "_ROWS_PER_SHARD", 2)
+    straight = tmp_path / "straight"
+    key = ingested.parent / "out.key"
+    ingest(archive, straight, size=64, workers=1, key_file=key, name="x")
+
+    original = ingest_module._RowMaker.row
+    made = []
+
+    def row_then_signal(self, *arguments):
+        made.append(arguments[0])
+        if len(made) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *arguments)
+
+    out = tmp_path / "out"
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest_module._RowMaker, "row", row_then_signal)
+        with pytest.raises(Interrupted, match="3 images are kept"):
+            ingest(archive, out, size=64, workers=1, key_file=key, name="x")
+        assert signal.getsignal(signal.SIGINT) is before
+        assert not out.exists()
+        for changed in ({"seed": 1}, {"size": 65}, {"key_file": None}):
+            arguments = {"size": 64, "key_file": key, "name": "x"} | changed
+            with pytest.raises(InputError, match=r"begun with another|other settings"):
+                ingest(archive, out, workers=1, **arguments)
+        ingest(archive, out, size=64, workers=1, key_file=key, name="x")
+    assert len(made) == 7  # no image was made into a row twice
+    resumed, whole = RadiographDataset(out), RadiographDataset(straight)
+    assert sorted(resumed.column("image_id")) == sorted(whole.column("image_id"))
+    assert (out / "quarantine.jsonl").read_text() == (straight / "quarantine.jsonl").read_text()
+    assert {path.name for path in out.iterdir()} == {path.name for path in straight.iterdir()} | {
+        path.name for path in out.glob("shard-*")
+    }
+
+
+def test_folders_that_hold_no_image_and_places_that_cannot_be_written_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a")
+    (tmp_path / "black").mkdir()
+    Image.new("L", (80, 80)).save(tmp_path / "black" / "a.png")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    for source, out, message in (
+        ("empty", "out", "no image among 0 files"),
+        ("texts", "out", "no image among 1 files"),
+        ("nowhere", "out", "is not a directory"),
+        ("black", "full", "exists and is not empty"),
+        ("black", "black/out", "inside the folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ingest(tmp_path / source, tmp_path / out, workers=1)
+        assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
+    with pytest.raises(InputError, match=r"none of 1 images can be used\. 1: is constant"):
+        ingest(tmp_path / "black", tmp_path / "out", workers=1)
+    assert not list(tmp_path.glob("out*"))
+    for arguments, message in (
+        ({"size": 32}, "64 or more"),
+        ({"intensity": "max"}, "minmax, percentile"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ingest(tmp_path / "black", tmp_path / "out", **arguments)
+    (tmp_path / "short.key").write_text("abc")
+    with pytest.raises(InputError, match="holds no key"):
+        ingest(tmp_path / "black", tmp_path / "out", key_file=tmp_path / "short.key")
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from selfray.data.ingest import ingest
+from selfray.errors import InputError
+
+if __name__ == "__main__":
+    # A limit on the size of a file stands in for a full disk: writing fails part-way.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    try:
+        ingest(Path(sys.argv[1]), Path(sys.argv[2]), size=300, workers=1)
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_said_in_one_line_and_the_same_command_continues(archive, tmp_path):
+    script = tmp_path / "full_disk.py"
+    script.write_text(FULL_DISK)
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, str(script), str(archive), str(out)], capture_output=True, text=True
+    )
+    assert "no room left on the disk" in done.stdout, done.stderr
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 1
+    assert not out.exists()
+    assert ingest(archive, out, size=300, workers=1).images == 7
