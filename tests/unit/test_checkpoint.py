@@ -34,9 +34,8 @@ def _assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     assert set(found) == set(expected)
     for name, tensor in expected.items():
         assert found[name].shape == tensor.shape
-        assert (
-            found[name].contiguous().view(torch.int32).equal(tensor.contiguous().view(torch.int32))
-        )
+        bits = [t.contiguous().view(torch.int32) for t in (found[name], tensor)]
+        assert torch.equal(*bits), name
 
 
 @pytest.fixture

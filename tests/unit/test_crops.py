@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from itertools import chain
 from typing import Any
 
 import cv2
@@ -182,5 +183,5 @@ def test_the_same_generator_gives_the_same_crops_whatever_opencvs_threads() -> N
     finally:
         cv2.setNumThreads(threads)
     for other in drawn[1:]:
-        for one, two in zip(sum(drawn[0], []), sum(other, []), strict=True):
+        for one, two in zip(chain(*drawn[0]), chain(*other), strict=True):
             np.testing.assert_array_equal(one, two)

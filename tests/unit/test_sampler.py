@@ -28,13 +28,9 @@ def test_a_batch_does_not_depend_on_what_was_drawn_before(history: list[int]) ->
 
 
 def test_passes_and_seeds_give_other_orders() -> None:
-    first = RowSampler(np.arange(50), 0)
-    orders = [
-        first.rows_at(0, 50),
-        first.rows_at(1, 50),
-        RowSampler(np.arange(50), 1).rows_at(0, 50),
-    ]
-    assert len({tuple(order) for order in orders}) == 3
+    samplers = RowSampler(np.arange(50), 0), RowSampler(np.arange(50), 1)
+    orders = [sampler.rows_at(step, 50) for sampler in samplers for step in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
 
 
 def test_every_row_is_as_likely_at_every_place() -> None:
