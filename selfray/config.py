@@ -248,6 +248,9 @@ _SHARES = {
     "optimizer.freeze_last_layer", "teacher.momentum", "optimizer.layer_decay", "optimizer.beta1",
     "optimizer.beta2", "crops.global_scale", "crops.local_scale",
 }  # fmt: skip
+_RANGES = {
+    "masks.ratio", "crops.global_scale", "crops.local_scale", "crops.aspect", "crops.blur_sigma",
+}  # fmt: skip
 _MAY_BE_ZERO = _SHARES | {
     "seed", "evaluate_every", "encoder.registers", "crops.local_count", "loss.dino_weight",
     "loss.ibot_weight", "loss.koleo_weight", "optimizer.weight_decay", "head_warmup", "guard",
@@ -270,8 +273,7 @@ def _require_ranges(config: PretrainConfig) -> None:
                 raise InputError(f"{name} is {value}. It must be {least}.")
             if name in _SHARES and number > 1:
                 raise InputError(f"{name} is {value}. It must lie between 0 and 1.")
-        if name in {"masks.ratio", "crops.global_scale", "crops.local_scale", "crops.aspect",
-                    "crops.blur_sigma"} and numbers[0] > numbers[1]:  # fmt: skip
+        if name in _RANGES and list(numbers) != sorted(numbers):
             raise InputError(f"{name} is {value}. The first must not exceed the second.")
     if config.crops.global_scale[0] == 0 or config.crops.local_scale[0] == 0:
         raise InputError("crops.global_scale and crops.local_scale must begin above 0.")
@@ -312,10 +314,10 @@ def _build(kind: Any, values: Any, where: str) -> Any:
 
 def _checked(kind: Any, value: Any, where: str) -> Any:
     if kind == Pair and isinstance(value, list) and len(value) == 2:
-        return tuple(float(v) for v in value)
+        return tuple(_checked(float, number, where) for number in value)
     if kind == tuple[str, ...] and isinstance(value, list):
         return tuple(str(v) for v in value)
-    if kind is float and type(value) in (int, float):
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if typing.get_origin(kind) is Literal and value in typing.get_args(kind):
         return value

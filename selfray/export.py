@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from selfray.data.dataset import RadiographDataset
 from selfray.errors import InputError
 from selfray.models.published import save_encoder
-from selfray.objectives.student_teacher import StudentTeacher
+from selfray.objectives.student_teacher import StudentTeacher, encoder_of
 from selfray.run_directory import RunDirectory
 
 
@@ -32,7 +32,7 @@ def export_encoder(run: RunDirectory, networks: StudentTeacher, step: int) -> No
     }
     try:
         save_encoder(
-            teacher["encoder"],
+            encoder_of(teacher),
             run.path / "encoder",
             mean=networks.mean,
             std=networks.std,

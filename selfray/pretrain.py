@@ -292,10 +292,12 @@ def _step(
     for part, target in zip(parts, targets, strict=True):
         with autocast:
             terms = networks.losses(part, target, config.loss.student_temperature, weights)
-        loss = sum(weights[name] * term for name, term in terms.items()) / len(parts)
+        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum() / len(
+            parts
+        )
         loss.backward()
         for name, term in {**terms, "total": loss.detach() * len(parts)}.items():
-            sums[name] = sums.get(name, 0) + term.detach() / len(parts)
+            sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach() / len(parts)
     distributed.average_gradients(networks.student.parameters())
     norm = clip_gradients(networks.student, config.optimizer.gradient_clip)
     set_rates(optimizer, values.learning_rate, values.weight_decay, values.frozen)

@@ -14,7 +14,7 @@ from selfray.data.dataset import RadiographDataset
 from selfray.data.sampler import Purpose, generator_at
 from selfray.evals.linear_probe import target_values, validation_probe
 from selfray.models.published import Encoder
-from selfray.objectives.student_teacher import StudentTeacher
+from selfray.objectives.student_teacher import StudentTeacher, encoder_of
 
 _BATCH = 64
 _METADATA = ("sex", "age_years")
@@ -49,7 +49,7 @@ class Probe:
     def __call__(self, networks: StudentTeacher) -> dict[str, Any]:
         """Probe the teacher; see `selfray.evals.linear_probe.validation_probe`."""
         encoder = Encoder(
-            "teacher", networks.teacher["encoder"], mean=networks.mean, std=networks.std,
+            "teacher", encoder_of(networks.teacher), mean=networks.mean, std=networks.std,
             image_size=self._image_size,
         )  # fmt: skip
         return validation_probe(

@@ -123,13 +123,13 @@ def load_optimizer_tensors(
 ) -> None:
     """Put back what `optimizer_tensors` took out."""
     parameters = dict(student.named_parameters())
-    state: dict[nn.Parameter, dict[str, Any]] = defaultdict(dict)
+    state: defaultdict[Tensor, Any] = defaultdict(dict)
     for name, tensor in tensors.items():
         parameter_name, key = name.rsplit(".", 1)
         parameter = parameters[parameter_name]
         # The step count too: the fused optimizer keeps it beside the parameter.
         state[parameter][key] = tensor.to(parameter.device)
-    optimizer.state = defaultdict(dict, state)
+    optimizer.state = state
 
 
 def _kind(name: str) -> str:

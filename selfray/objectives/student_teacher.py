@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,7 @@ class StudentTeacher(nn.Module):
     @property
     def depth(self) -> int:
         """Blocks of the encoder."""
-        return len(self.student["encoder"].blocks)
+        return encoder_of(self.student).depth
 
     @torch.no_grad()
     def teacher_targets(
@@ -167,7 +167,7 @@ class StudentTeacher(nn.Module):
         Args:
             momentum: Share of the teacher that stays, 0 to 1.
         """
-        torch._foreach_lerp_(
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum
         )
 
@@ -176,7 +176,7 @@ class StudentTeacher(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """CLS [C·B, D] and patch tokens [C·B, N, D] of crops uint8 [C, B, S, S]."""
         images = crops.flatten(0, 1).unsqueeze(1).float().div_(255).sub_(self.mean).div_(self.std)
-        tokens = network["encoder"](images, masks)
+        tokens = encoder_of(network)(images, masks)
         return tokens.cls, tokens.patches
 
     def _ibot_head(self, network: nn.ModuleDict) -> nn.Module:
@@ -188,6 +188,11 @@ class StudentTeacher(nn.Module):
         targets = centered_targets(scores, center, temperature)
         update_center(center, scores)
         return targets
+
+
+def encoder_of(network: nn.ModuleDict) -> VisionTransformer:
+    """The encoder of a student or a teacher."""
+    return cast(VisionTransformer, network["encoder"])
 
 
 def mean_cosine(features: Tensor) -> Tensor:
