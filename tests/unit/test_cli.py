@@ -29,14 +29,14 @@ def test_a_recipe_without_options_is_the_recipe(name: str) -> None:
 
 
 def test_options_replace_fields_and_nothing_else() -> None:
-    words = "--steps 7 --crops.global-size 126 --heads.batch-norm false --loss.centering centering"
+    words = "--steps 7 --crops.global-size 128 --heads.batch-norm false --loss.centering centering"
     changed = _config(*words.split(), "--teacher.momentum", "0.5", "1")
     recipe = RECIPES["demo"]()
     assert changed == dataclasses.replace(
         recipe,
         data=("d",),
         steps=7,
-        crops=dataclasses.replace(recipe.crops, global_size=126),
+        crops=dataclasses.replace(recipe.crops, global_size=128),
         heads=dataclasses.replace(recipe.heads, batch_norm=False),
         loss=dataclasses.replace(recipe.loss, centering="centering"),
         teacher=dataclasses.replace(recipe.teacher, momentum=(0.5, 1.0)),
