@@ -78,7 +78,7 @@ def test_help_shows_the_values_of_the_recipe_that_is_named() -> None:
         ([*PRETRAIN, "--global-size=3"], "Did you mean --crops.global-size?"),
         ([*PRETRAIN, "--steps", "many"], "--steps"),
         ([*PRETRAIN, "--steps", "0"], "steps is 0. It must be more than 0."),
-        ([*PRETRAIN, "--crops.global-size", "113"], "Use 112 or 126."),
+        ([*PRETRAIN, "--crops.global-size", "113"], "Use 112 or 128."),
         ([*PRETRAIN, "--engine.precision", "bfloat"], "Did you mean 'bfloat16'?"),
         ([*PRETRAIN, "--heads.batch-norm", "yes"], "Allowed: false, true."),
         ([*PRETRAIN, "--resume", "mst"], "Did you mean 'must'?"),
