@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfray.summary.inputs import Curve
 
@@ -17,18 +17,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_WIDTH = 340  # CSS pixels: a phone shows a chart in full size, a screen three side by side
 SERIES = 8
 """Series that have a colour and a marker of their own; further ones begin again."""
 
 # matplotlib writes these into the SVG, and the page's style sheet says what they look like.
-_INK, _MUTED, _GRID = "#00aa01", "#00aa02", "#00aa03"
+_INK, _MUTED, _GRID, _PAPER = "#00aa01", "#00aa02", "#00aa03", "#00aa04"
 _COLOURS = [f"#00aa1{i}" for i in range(SERIES)]
-_VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "rule"} | {
+_VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "rule", _PAPER: "paper"} | {
     colour: f"series-{i}" for i, colour in enumerate(_COLOURS)
 }
 _MARKERS = "osD^vPX*"
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a name with a dollar sign is a name
     "font.size": 11,
@@ -68,7 +69,8 @@ class Bar:
         value: The estimate.
         low: Lower end of the interval, or None.
         high: Upper end, or None.
-        text: The number in words, written at the right.
+        text: The number, written at the right.
+        told: Number and interval, for readers that do not see the chart.
     """
 
     label: str
@@ -77,10 +79,17 @@ class Bar:
     low: float | None
     high: float | None
     text: str
+    told: str
 
 
 def interval_chart(
-    bars: Sequence[Bar], *, title: str, axis: str, zero: float, zero_label: str, wide: bool = False
+    bars: Sequence[Bar],
+    *,
+    title: str,
+    axis: str,
+    zero: float,
+    zero_label: str,
+    limits: tuple[float, float] | None = None,
 ) -> str:
     """Estimates as dots with their intervals, one below the other.
 
@@ -90,89 +99,46 @@ def interval_chart(
         axis: Name of the axis, with its unit.
         zero: Where a line marks no knowledge or no difference.
         zero_label: What that line is, for readers that do not see it.
-        wide: For a chart that has the row to itself.
+        limits: Ends of the axis, where several charts are to have the same.
     """
-    width, row = (520 if wide else 340), 34
-    values = [v for b in bars for v in (b.value, b.low, b.high) if v is not None]
-    with _figure(width, 70 + row * len(bars)) as (figure, axes):
-        margin = 70 / (70 + row * len(bars))
-        figure.subplots_adjust(left=0.03, right=0.97, bottom=0.64 * margin, top=1 - 0.36 * margin)
-        axes.set_title(title, pad=8)
+    height = 74 + 34 * len(bars)
+    low, high = limits or span(bars, zero)
+    with _figure(_WIDTH, height) as (figure, axes):
+        figure.subplots_adjust(left=0.02, right=0.98, bottom=46 / height, top=1 - 28 / height)
+        axes.set_title(title, pad=8, x=0)
         axes.axvline(zero, color=_MUTED, linewidth=0.8, dashes=(3, 2))
         for y, bar in enumerate(bars):
             _draw_bar(axes, y, bar)
-        low, high = min(*values, zero), max(*values, zero)
         room = (high - low or 0.1) * 0.06
         axes.set_xlim(low - room, high + room)
-        axes.set_ylim(len(bars) - 0.45, -0.75)
+        axes.set_ylim(len(bars) - 0.5, -0.75)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.locator_params(axis="x", nbins=5)
         axes.grid(axis="x", color=_GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.set_xlabel(axis)
-        told = "; ".join(f"{b.label}: {b.text}" for b in bars)
-        return _svg(figure, f"{title}. {axis}. {told}. Dashed line: {zero_label}.", width)
+        told = "; ".join(f"{b.label}: {b.told}" for b in bars)
+        return _svg(figure, f"{title}. {axis}. {told}. Dashed line: {zero_label}.", _WIDTH)
+
+
+def span(bars: Sequence[Bar], *others: float) -> tuple[float, float]:
+    """Least and greatest of all that is drawn, and of further values."""
+    values = [v for b in bars for v in (b.value, b.low, b.high) if v is not None]
+    return min(*values, *others), max(*values, *others)
 
 
 def _draw_bar(axes: Axes, y: float, bar: Bar) -> None:
-    colour = _COLOURS[bar.series % SERIES]
+    colour, marker = _COLOURS[bar.series % SERIES], _MARKERS[bar.series % SERIES]
     if bar.low is not None and bar.high is not None:
         axes.plot([bar.low, bar.high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-    marker = _MARKERS[bar.series % SERIES]
-    axes.plot([bar.value], [y], marker=marker, markersize=6, color=colour, markeredgewidth=0)
-    inside = axes.get_yaxis_transform()
-    axes.text(0, y - 0.3, bar.label, transform=inside, fontsize=10.5, va="bottom")
-    axes.text(1, y - 0.3, bar.text, transform=inside, fontsize=10.5, ha="right", va="bottom")
-
-
-def findings_chart(
-    findings: Sequence[str], encoders: Sequence[str], bars: dict[tuple[str, str], Bar]
-) -> str:
-    """AUROC of each finding for each encoder.
-
-    Args:
-        findings: Top to bottom, as they are to be read.
-        encoders: In the order of their colours.
-        bars: By (finding, encoder), where defined.
-    """
-    row = 9 * len(encoders) + 22
-    width, height = 520, 100 + row * len(findings)
-    with _figure(width, height) as (figure, axes):
-        figure.subplots_adjust(left=0.27, right=0.97, bottom=48 / height, top=1 - 52 / height)
-        for y, finding in enumerate(findings):
-            axes.axhline(y + 0.5, color=_GRID, linewidth=0.6)
-            for k, encoder in enumerate(encoders):
-                bar = bars.get((finding, encoder))
-                if bar is None:
-                    continue
-                at = y + (k - (len(encoders) - 1) / 2) * 9 / row
-                colour = _COLOURS[bar.series % SERIES]
-                if bar.low is not None and bar.high is not None:
-                    axes.plot([bar.low, bar.high], [at, at], color=colour, linewidth=1.6)
-                marker = _MARKERS[bar.series % SERIES]
-                axes.plot(bar.value, at, marker=marker, markersize=5, color=colour, mew=0)
-        axes.axvline(0.5, color=_MUTED, linewidth=0.8, dashes=(3, 2))
-        axes.set_ylim(len(findings) - 0.5, -0.5)
-        axes.set_yticks(range(len(findings)), findings)
-        axes.tick_params(axis="y", length=0, labelcolor=_INK)
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="x", color=_GRID, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.set_xlabel("AUROC on the test split, 95 % interval")
-        _legend(axes, list(dict.fromkeys((b.label, b.series) for b in bars.values())))
-        told = "; ".join(f"{f}, {b.label}: {b.text}" for (f, _), b in bars.items())
-        return _svg(figure, f"AUROC of each finding. {told}. Dashed line: chance.", width)
-
-
-def _legend(axes: Axes, entries: Sequence[tuple[str, int]]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=_COLOURS[s % SERIES], marker=_MARKERS[s % SERIES], label=label)
-        for label, s in entries
-    ]
-    axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    axes.plot([bar.value], [y], marker=marker, markersize=6.5, color=colour, markeredgewidth=0)
+    ground = {"facecolor": _PAPER, "edgecolor": "none", "pad": 1}
+    for x, text, side in ((0, bar.label, "left"), (1, bar.text, "right")):
+        axes.text(
+            x, y - 0.3, text, transform=axes.get_yaxis_transform(), fontsize=10.5,
+            ha=side, va="bottom", bbox=ground,
+        )  # fmt: skip
 
 
 def curve_chart(
@@ -186,7 +152,7 @@ def curve_chart(
         axis: Name of the vertical axis, with its unit.
         logarithmic: Vertical axis; used when all values are positive.
     """
-    with _figure(340, 230) as (figure, axes):
+    with _figure(_WIDTH, 230) as (figure, axes):
         figure.subplots_adjust(left=0.19, right=0.96, bottom=0.21, top=0.87)
         for k, (label, curve) in enumerate(curves):
             alone = "o" if len(curve) == 1 else ""
@@ -199,15 +165,13 @@ def curve_chart(
             )
         if logarithmic and all(v > 0 for _, curve in curves for v in curve.least):
             axes.set_yscale("log")
-        if len(curves) > 1:
-            axes.legend(loc="best", handlelength=1.4, labelspacing=0.25)
-        _finish_curves(axes, title, axis)
+        _finish_curves(axes, title, axis, legend=len(curves) > 1)
         told = "; ".join(
             f"{label or axis}: {_short(curve.means[0])} at step {curve.steps[0]:.0f}, "
             f"{_short(curve.means[-1])} at step {curve.steps[-1]:.0f}"
             for label, curve in curves
         )
-        return _svg(figure, f"{title} over the steps. {told}.", 340)
+        return _svg(figure, f"{title} over the steps. {told}.", _WIDTH)
 
 
 def probe_chart(
@@ -227,7 +191,7 @@ def probe_chart(
         start: The value before the first step, drawn as a level line.
         best: Step and value of the best probe, marked.
     """
-    with _figure(340, 230) as (figure, axes):
+    with _figure(_WIDTH, 230) as (figure, axes):
         figure.subplots_adjust(left=0.19, right=0.96, bottom=0.21, top=0.87)
         if start is not None:
             axes.axhline(start, color=_MUTED, linewidth=0.9, dashes=(3, 2), label="start")
@@ -245,13 +209,12 @@ def probe_chart(
             told.append(f"best {_short(best[1])} at step {best[0]:.0f}")
         if start is not None:
             told.append(f"start {_short(start)}")
-        axes.legend(loc="best", handlelength=1.4, labelspacing=0.25)
-        _finish_curves(axes, title, axis)
-        return _svg(figure, f"{title} over the steps. {'; '.join(told)}.", 340)
+        _finish_curves(axes, title, axis, legend=True)
+        return _svg(figure, f"{title} over the steps. {'; '.join(told)}.", _WIDTH)
 
 
-def _finish_curves(axes: Axes, title: str, axis: str) -> None:
-    from matplotlib.ticker import MaxNLocator
+def _finish_curves(axes: Axes, title: str, axis: str, *, legend: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     axes.set_title(title, pad=8)
     axes.set_xlabel("step")
@@ -259,8 +222,17 @@ def _finish_curves(axes: Axes, title: str, axis: str) -> None:
     axes.grid(axis="y", color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if axes.get_yscale() == "linear":
+    if axes.get_yscale() == "log":
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
         axes.yaxis.set_major_locator(MaxNLocator(5))
+    # Not matplotlib's own, which writes powers of ten as formulas.
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.6g}".replace("-", "−")))
+    if legend:
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high + (high - low) * 0.13 * len(axes.get_legend_handles_labels()[0]))
+        axes.legend(loc="upper right", handlelength=1.4, labelspacing=0.25, borderaxespad=0)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -76,12 +75,14 @@ def _header(title: str, inputs: Inputs) -> str:
     parts = [_banner(inputs), '<p class="kicker">selfray summary</p>', f"<h1>{escaped(title)}</h1>"]
     for evaluation in inputs.evaluations:
         opening, sentences = evaluation_verdict(evaluation)
-        items = "".join(f"<li>{escaped(sentence)}</li>" for sentence in sentences)
+        items = "".join(
+            f"<li><b>{escaped(who)}:</b> {escaped(outcome)}.</li>" for who, outcome in sentences
+        )
+        items = items or "<li>No paired comparison with an interval is recorded.</li>"
         parts.append(f'<p class="lede">{escaped(opening)}</p><ul class="verdict">{items}</ul>')
     if not inputs.evaluations:
         parts += [f'<p class="lede">{escaped(run_verdict(run))}</p>' for run in inputs.runs]
-    described = [_described(e.dataset) for e in inputs.evaluations if e.dataset]
-    parts.append(facts([("Judged on", text) for text in described] + _pretrained_on(inputs.runs)))
+    parts.append(facts(_data_facts(inputs)))
     shown = [("results", "Results")] * bool(inputs.evaluations)
     shown += [("training", "Training")] * bool(inputs.runs)
     shown += [("pictures", "Pictures"), ("provenance", "How it was made")]
@@ -100,7 +101,10 @@ def _banner(inputs: Inputs) -> str:
     elif any(judged) or any(trained) or any(map(_encoder_is_synthetic, inputs.evaluations)):
         told = "A part of what is compared here was trained or judged on drawn radiographs."
     else:
-        return ""
+        return (
+            '<p class="note">Where this page shows radiographs of patients, it may be kept and '
+            "passed on only as they may.</p>"
+        )
     return f'<p class="banner" role="note"><strong>{PHANTOM}.</strong> {told}</p>'
 
 
@@ -140,9 +144,16 @@ def _data_of(run: Run) -> list[dict[str, Any]]:
     return [d for d in listed if isinstance(d, dict)] if isinstance(listed, list) else []
 
 
-def _pretrained_on(runs: Iterable[Run]) -> list[tuple[str, str]]:
-    texts = [_described(data) for run in runs for data in _data_of(run)]
-    return [("Pre-trained on", text) for text in dict.fromkeys(texts)]
+def _data_facts(inputs: Inputs) -> list[tuple[str, str]]:
+    """Each dataset once, with what it served for."""
+    uses: dict[str, list[str]] = {}
+    for run in inputs.runs:
+        for data in _data_of(run):
+            uses.setdefault(_described(data), []).append("pre-trained on")
+    for evaluation in inputs.evaluations:
+        if evaluation.dataset:
+            uses.setdefault(_described(evaluation.dataset), []).append("judged on")
+    return [(" and ".join(dict.fromkeys(use)).capitalize(), text) for text, use in uses.items()]
 
 
 def _described(data: dict[str, Any]) -> str:
@@ -197,24 +208,27 @@ def _run_provenance(run: Run) -> str:
     return (
         f"<h3>Run {escaped(run.path.resolve().name)}</h3>{command(environment.get('command'))}"
         + facts([(name, escaped(value)) for name, value in told if value])
-        + f"<details><summary>Every setting of the run</summary><pre>{escaped(config)}</pre></details>"
+        + "<details><summary>Every setting of the run</summary>"
+        + f"<pre>{escaped(config)}</pre></details>"
     )
 
 
 def _evaluation_provenance(evaluation: Evaluation) -> str:
     info = evaluation.info
     versions = info.get("versions")
+    versions = versions if isinstance(versions, dict) else {}
+    resamples = number(info.get("resamples"))
     names = readable_names(evaluation.encoders)
     told = [
-        ("Versions", ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else ""),
-        ("Bootstrap", f"{info['resamples']} resamples of patients, seed {info.get('seed')}" if "resamples" in info else ""),
+        ("Versions", ", ".join(f"{package} {found}" for package, found in versions.items())),
+        ("Bootstrap", resamples and f"{resamples} resamples of patients, seed {info.get('seed')}"),
         ("Data", info.get("data")),
         *((names[e], f"{e}{_weights(info, e)}") for e in evaluation.encoders),
         ("Directory", evaluation.path),
-    ]  # fmt: skip
-    return (
-        f"<h3>Evaluation {escaped(evaluation.path.resolve().name)}</h3>{command(info.get('command'))}"
-        + facts([(name, escaped(value)) for name, value in told if value])
+    ]
+    name = escaped(evaluation.path.resolve().name)
+    return f"<h3>Evaluation {name}</h3>{command(info.get('command'))}" + facts(
+        [(name, escaped(value)) for name, value in told if value]
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -159,8 +158,9 @@ def find_features(evaluation: Path, encoder: str) -> Features | None:
         return open_features(Path(encoder))
     for manifest in sorted((evaluation / "features").glob("*/manifest.json")):
         if is_feature_directory(manifest.parent):
-            if json.loads(manifest.read_text()).get("encoder") == encoder:
-                return open_features(manifest.parent)
+            features = open_features(manifest.parent)
+            if features.manifest.get("encoder") == encoder:
+                return features
     return None
 
 

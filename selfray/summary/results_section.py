@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from selfray.summary.charts import SERIES, Bar, findings_chart, interval_chart
+from selfray.summary.charts import SERIES, Bar, interval_chart, span
 from selfray.summary.inputs import Evaluation
 from selfray.summary.markup import escaped, figure, listed, shortened
 from selfray.summary.verdict import MEASURES, Measure, cell_text, readable_names, signed, subjects
@@ -57,25 +57,19 @@ def _line(
 
 
 def _main_charts(evaluation: Evaluation, note: str) -> str:
-    names = readable_names(evaluation.encoders)
     charts = []
     for measure in MEASURES:
-        bars = [
-            _bar(shortened(name), k, line, cell_text(line))
-            for k, (encoder, name) in enumerate(names.items())
-            if (line := _line(evaluation, encoder, measure, "linear")) and line["value"] is not None
-        ]
+        bars = _bars(evaluation, measure.target, measure.metric)
         if bars:
-            target, axis = measure.column.split(", ")
-            zero_label = "chance" if measure.metric == "auroc" else "the mean of all"
+            title, axis = measure.column.split(", ")
             charts.append(
                 interval_chart(
                     bars,
-                    title=target,
+                    title=title,
                     axis=f"{axis}, 95 % interval",
                     zero=measure.ignorance,
-                    zero_label=zero_label,
-                )  # fmt: skip
+                    zero_label="chance" if measure.metric == "auroc" else "the mean of all",
+                )
             )
     caption = (
         f"{note}<b>What each encoder knows.</b> Dot: estimate on the test split; bar: 95 % "
@@ -84,32 +78,39 @@ def _main_charts(evaluation: Evaluation, note: str) -> str:
     return figure(f'<div class="charts">{"".join(charts)}</div>', caption) if charts else ""
 
 
+def _bars(evaluation: Evaluation, target: str, metric: str) -> list[Bar]:
+    """A bar for each encoder that has the number."""
+    lines = {
+        name: evaluation.result(encoder, target, metric)
+        for encoder, name in readable_names(evaluation.encoders).items()
+    }
+    return [
+        Bar(
+            shortened(name),
+            k,
+            line["value"],
+            line["ci_low"],
+            line["ci_high"],
+            cell_text(line).partition(" ")[0],
+            cell_text(line),
+        )
+        for k, (name, line) in enumerate(lines.items())
+        if line is not None and line["value"] is not None
+    ]
+
+
 def _differences(evaluation: Evaluation, note: str) -> str:
     names = readable_names(evaluation.encoders)
-    series = {encoder: k for k, encoder in enumerate(names)}
     parts = []
     for subject in subjects(evaluation.encoders):
         charts = []
         for measure in MEASURES:
-            lines = {
-                reference: evaluation.difference(subject, reference, measure.target, measure.metric)
-                for reference in names
-            }
-            bars = [
-                _bar(f"against {shortened(names[r], 22)}", series[r], line, _difference_text(line))
-                for r, line in lines.items()
-                if line is not None
-            ]
+            bars = _difference_bars(evaluation, subject, measure)
             if bars:
-                target, axis = measure.column.split(", ")
+                title, axis = measure.column.split(", ")
+                axis = f"difference in {axis}, 95 % interval"
                 charts.append(
-                    interval_chart(
-                        bars,
-                        title=target,
-                        axis=f"difference in {axis}, 95 % interval",
-                        zero=0,
-                        zero_label="no difference",
-                    )  # fmt: skip
+                    interval_chart(bars, title=title, axis=axis, zero=0, zero_label="no difference")
                 )
         if charts:
             caption = (
@@ -121,28 +122,39 @@ def _differences(evaluation: Evaluation, note: str) -> str:
     return "<h3>Paired differences</h3>" + "".join(parts) if parts else ""
 
 
-def _difference_text(line: dict[str, Any]) -> str:
-    return f"{signed(line['value'])} [{signed(line['ci_low'])}, {signed(line['ci_high'])}]"
+def _difference_bars(evaluation: Evaluation, subject: str, measure: Measure) -> list[Bar]:
+    bars = []
+    for k, (reference, name) in enumerate(readable_names(evaluation.encoders).items()):
+        line = evaluation.difference(subject, reference, measure.target, measure.metric)
+        if line is not None:
+            value, low, high = line["value"], line["ci_low"], line["ci_high"]
+            told = f"{signed(value)} [{signed(low)}, {signed(high)}]"
+            label = f"against {shortened(name, 28)}"
+            bars.append(Bar(label, k, value, low, high, signed(value), told))
+    return bars
 
 
 def _findings(evaluation: Evaluation, note: str) -> str:
     if not evaluation.findings:
         return ""
-    names = readable_names(evaluation.encoders)
-    bars = {
-        (listed([finding]), name): _bar(shortened(name), k, line, cell_text(line))
-        for finding in evaluation.findings
-        for k, (encoder, name) in enumerate(names.items())
-        if (line := evaluation.result(encoder, finding, "auroc")) and line["value"] is not None
-    }
-    chart = ""
-    if bars:
-        shown = dict.fromkeys(finding for finding, _ in bars)
-        caption = f"{note}<b>Each finding.</b> Linear probes; dashed: chance."
-        chart = figure(findings_chart(list(shown), list(names.values()), bars), caption)
+    bars = {f: _bars(evaluation, f, "auroc") for f in evaluation.findings}
+    bars = {f: defined for f, defined in bars.items() if defined}
+    limits = span([bar for defined in bars.values() for bar in defined], 0.5) if bars else None
+    charts = [
+        interval_chart(
+            defined,
+            title=listed([finding]),
+            axis="AUROC, 95 % interval",
+            zero=0.5,
+            zero_label="chance",
+            limits=limits,
+        )
+        for finding, defined in bars.items()
+    ]
+    caption = f"{note}<b>Each finding.</b> Linear probes, same axis in all; dashed: chance."
     return (
         "<h3>Each finding</h3>"
-        + chart
+        + (figure(f'<div class="charts">{"".join(charts)}</div>', caption) if charts else "")
         + _findings_table(evaluation, "auroc", f"{note}AUROC of linear probes, 95 % intervals.")
         + _findings_table(
             evaluation,
@@ -174,10 +186,6 @@ def _findings_table(evaluation: Evaluation, metric: str, caption: str) -> str:
             + "</tr>"
         )
     return figure(_table(head, rows), caption)
-
-
-def _bar(label: str, series: int, line: dict[str, Any], text: str) -> Bar:
-    return Bar(label, series, line["value"], line["ci_low"], line["ci_high"], text)
 
 
 def _table(head: str, rows: list[str]) -> str:

@@ -29,11 +29,17 @@ body {
 p, ul, dl { max-width: 44rem; }
 h1, h2, h3 { line-height: 1.2; text-wrap: balance; font-weight: 600; }
 h1 { font-size: clamp(1.6rem, 4.5vw, 2.35rem); margin: 0.2rem 0 1rem; max-width: 48rem; }
-h2 { font-size: 1.5rem; margin: 3.25rem 0 0.75rem; padding-top: 0.8rem; border-top: 2px solid var(--ink); }
+h2 {
+  font-size: 1.5rem; margin: 3.25rem 0 0.75rem; padding-top: 0.8rem;
+  border-top: 2px solid var(--ink);
+}
 h3 { font-size: 1.15rem; margin: 2.25rem 0 0.5rem; }
 a { color: var(--link); }
 .kicker, nav, figcaption, table, dl, .note, summary { font-family: var(--sans); }
-.kicker { margin: 0; font-size: 0.8rem; letter-spacing: 0.08em; text-transform: uppercase; color: var(--muted); }
+.kicker {
+  margin: 0; font-size: 0.8rem; letter-spacing: 0.08em; text-transform: uppercase;
+  color: var(--muted);
+}
 .banner {
   max-width: none; margin: 0 0 1.75rem; padding: 0.7rem 1rem; border-left: 4px solid var(--warn);
   background: var(--warn-wash); color: var(--warn); font: 0.95rem/1.45 var(--sans);
@@ -43,7 +49,10 @@ a { color: var(--link); }
 .verdict li { margin: 0.35rem 0; }
 nav { margin: 1.5rem 0 0; font-size: 0.9rem; }
 nav a { margin-right: 1.1rem; white-space: nowrap; }
-dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: 0.3rem 1.1rem; font-size: 0.88rem; margin: 1rem 0; }
+dl.facts {
+  display: grid; grid-template-columns: max-content 1fr; gap: 0.3rem 1.1rem; font-size: 0.88rem;
+  margin: 1rem 0;
+}
 dl.facts dt { color: var(--muted); }
 dl.facts dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
 code { font: 0.86em/1.4 var(--mono); overflow-wrap: anywhere; }
@@ -53,34 +62,70 @@ pre {
 }
 .note { font-size: 0.9rem; color: var(--muted); }
 figure { margin: 0; }
-figcaption { font-size: 0.85rem; line-height: 1.45; color: var(--muted); max-width: 44rem; margin: 0.5rem 0 1.75rem; }
+figcaption {
+  font-size: 0.85rem; line-height: 1.45; color: var(--muted); max-width: 44rem;
+  margin: 0.7rem 0 1.75rem;
+}
 figcaption b { color: var(--ink); font-weight: 600; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: 1.25rem 1.75rem; align-items: start; }
+.charts {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr));
+  gap: 1.25rem 1.75rem; align-items: start;
+}
 svg { display: block; max-width: 100%; height: auto; overflow: visible; }
 .scroll { overflow-x: auto; margin: 1rem 0 0.4rem; }
-table { border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums lining-nums; border-top: 1.5px solid var(--ink); border-bottom: 1.5px solid var(--ink); }
-th, td { padding: 0.42rem 0.9rem 0.42rem 0; text-align: right; vertical-align: baseline; white-space: nowrap; }
+table {
+  border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums lining-nums;
+  border-top: 1.5px solid var(--ink); border-bottom: 1.5px solid var(--ink);
+}
+th, td {
+  padding: 0.42rem 0.9rem 0.42rem 0; text-align: right; vertical-align: baseline;
+  white-space: nowrap;
+}
 th:last-child, td:last-child { padding-right: 0.2rem; }
 th:first-child, td:first-child { text-align: left; }
 tbody th { font-weight: 400; }
 tbody tr + tr > * { border-top: 1px solid var(--rule); }
-thead th { border-bottom: 1px solid var(--ink); font-weight: 600; vertical-align: bottom; }
-thead button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; text-align: inherit; }
-thead button::after { content: "\\2195"; color: var(--muted); margin-left: 0.25em; font-weight: 400; }
+thead th {
+  border-bottom: 1px solid var(--ink); font-weight: 600; vertical-align: bottom;
+  white-space: normal; max-width: 11rem;
+}
+thead button {
+  font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer;
+  text-align: inherit;
+}
+thead button::after {
+  content: "\\2195"; color: var(--muted); margin-left: 0.25em; font-weight: 400;
+}
 th[aria-sort="ascending"] button::after { content: "\\2191"; color: inherit; }
 th[aria-sort="descending"] button::after { content: "\\2193"; color: inherit; }
-button:focus-visible, a:focus-visible, summary:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
-.ci { color: var(--muted); font-size: 0.92em; }
-.swatch { display: inline-block; width: 0.65em; height: 0.65em; margin-right: 0.45em; border-radius: 50%; }
+button:focus-visible, a:focus-visible, summary:focus-visible {
+  outline: 2px solid var(--link); outline-offset: 2px;
+}
+.ci { display: block; color: var(--muted); font-size: 0.88em; }
+.swatch {
+  display: inline-block; width: 0.65em; height: 0.65em; margin-right: 0.45em;
+  border-radius: 50%;
+}
 details { margin: 0.75rem 0; }
 summary { cursor: pointer; font-size: 0.9rem; color: var(--link); }
 img { display: block; width: 100%; height: auto; background: #000; }
-.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1.4rem 1.75rem; margin-top: 1rem; }
+.examples {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr));
+  gap: 1.4rem 1.75rem; margin-top: 1rem;
+}
 .triple { display: grid; grid-template-columns: repeat(3, 1fr); gap: 3px; }
 .example figcaption { margin: 0.35rem 0 0; color: var(--ink); font-size: 0.82rem; }
-.heads { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 10rem)); gap: 0.6rem; margin-top: 1rem; }
-.heads figcaption, .neighbours figcaption { margin: 0.25rem 0 0; font-size: 0.78rem; line-height: 1.35; }
-.neighbours { display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 0.6rem; margin: 1.2rem 0; }
+.heads {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 10rem)); gap: 0.6rem;
+  margin-top: 1rem;
+}
+.heads figcaption, .neighbours figcaption {
+  margin: 0.25rem 0 0; font-size: 0.78rem; line-height: 1.35;
+}
+.neighbours {
+  display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 0.6rem;
+  margin: 1.2rem 0;
+}
 .neighbours img { aspect-ratio: 1; object-fit: contain; }
 .neighbours .query { outline: 2px solid var(--ink); outline-offset: 2px; }
 .square > img { aspect-ratio: 1; }
@@ -89,6 +134,7 @@ img { display: block; width: 100%; height: auto; background: #000; }
   dl.facts { grid-template-columns: 1fr; gap: 0; }
   dl.facts dd { margin-bottom: 0.5rem; }
   .neighbours { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  tbody th { white-space: normal; min-width: 7rem; }
   .heads { grid-template-columns: repeat(3, minmax(0, 1fr)); }
 }
 @media print {

@@ -46,9 +46,7 @@ def _run(run: Run, note: str) -> str:
     charts = [*_probe_charts(run), *_curve_charts(run)]
     if not charts:
         return head + "<p>No step is recorded yet.</p>"
-    speed = (
-        f" {run.images_per_second:,.3g} images/s over all steps." if run.images_per_second else ""
-    )
+    speed = f" {run.images_per_second:,.3g} images/s." if run.images_per_second else ""
     thinned = any(curve.thinned for curve in run.curves.values())
     band = " Line: mean of neighbouring steps; band: their least and greatest." if thinned else ""
     caption = (
@@ -73,7 +71,7 @@ def _probe_charts(run: Run) -> list[str]:
                 axis="macro-AUROC",
                 start=start,
                 best=mark,
-            )  # fmt: skip
+            )
         )
     others = [("sex, AUROC", "sex_auroc"), ("age, R²", "age_r2")]
     lines = [(label, *_course(run, metric)) for label, metric in others]

@@ -76,11 +76,11 @@ def _spoken(encoder: str) -> str:
     )
 
 
-def evaluation_verdict(evaluation: Evaluation) -> tuple[str, list[str]]:
-    """The opening words, and a sentence for each comparison.
+def evaluation_verdict(evaluation: Evaluation) -> tuple[str, list[tuple[str, str]]]:
+    """The opening words, and for each comparison who with whom, and what came of it.
 
     Args:
-        evaluation: With paired differences; where there are none, this is said.
+        evaluation: With paired differences; where there are none, there is no comparison.
     """
     names = readable_names(evaluation.encoders)
     sentences = []
@@ -90,9 +90,7 @@ def evaluation_verdict(evaluation: Evaluation) -> tuple[str, list[str]]:
         for reference in references:
             sentence = _comparison(evaluation, subject, reference)
             if reference != subject and sentence:
-                sentences.append(f"{names[subject]} against {names[reference]}: {sentence}.")
-    if not sentences:
-        sentences.append("No paired comparison with an interval is recorded.")
+                sentences.append((f"{names[subject]} against {names[reference]}", sentence))
     return _opening(evaluation), sentences
 
 
@@ -109,16 +107,16 @@ def _opening(evaluation: Evaluation) -> str:
 
 def _comparison(evaluation: Evaluation, subject: str, reference: str) -> str:
     """What the intervals of the paired differences say; empty where there are none."""
-    outcomes: dict[str, list[str]] = {"better on": [], "worse on": [], "undecided on": []}
+    outcomes: dict[str, list[str]] = {"better on": [], "worse on": [], "no clear difference on": []}
     for measure in MEASURES:
         line = evaluation.difference(subject, reference, measure.target, measure.metric)
         if line is None:
             continue
-        outcome = "better on" if line["ci_low"] > 0 else "undecided on"
+        outcome = "better on" if line["ci_low"] > 0 else "no clear difference on"
         outcome = "worse on" if line["ci_high"] < 0 else outcome
         outcomes[outcome].append(
-            f"{measure.what} ({measure.metric_name} {signed(line['value'])}, "
-            f"95 % interval {signed(line['ci_low'])} to {signed(line['ci_high'])})"
+            f"{measure.what} ({measure.metric_name}\u00a0{signed(line['value'])}, "
+            f"95\u00a0% interval {signed(line['ci_low'])} to {signed(line['ci_high'])})"
         )
     return "; ".join(f"{how} {_listed(what)}" for how, what in outcomes.items() if what)
 
