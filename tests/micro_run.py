@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +59,7 @@ def micro_config(*data: Path, **changes: Any) -> PretrainConfig:
         keep_checkpoints=20,
         evaluate_every=0,
         data=tuple(str(path) for path in data),
-        encoder=EncoderConfig(arch="vit_nano", patch_size=14, image_size=28, drop_path=0.1),
+        encoder=EncoderConfig(arch="vit_micro", patch_size=14, image_size=28, drop_path=0.1),
         crops=CropsConfig(global_size=28, local_size=14, local_count=2),
         heads=HeadsConfig(prototypes=16, hidden=32, bottleneck=8),
         loss=LossConfig(centering="sinkhorn"),
@@ -86,3 +90,26 @@ def _changed(config: PretrainConfig, name: str, value: Any) -> PretrainConfig:
         return dataclasses.replace(config, **{field: value})
     inner = dataclasses.replace(getattr(config, group), **{field: value})
     return dataclasses.replace(config, **{group: inner})
+
+
+def in_child(function: Callable[[], object]) -> int:
+    """Run a function in a forked process.
+
+    Returns:
+        0, the exit status, or minus the signal that ended it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            function()
+            status = 0
+        except SystemExit as left:
+            status = int(left.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
