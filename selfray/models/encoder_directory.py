@@ -22,7 +22,8 @@ from selfray.models.huggingface import (
 from selfray.models.vit import VisionTransformer
 
 DESCRIPTION = "selfray.json"
-"""What Hugging Face's files have no place for: the model card as data."""
+"""What Hugging Face's files have no place for: the model card as data, and how positions are
+interpolated."""
 
 
 def save_encoder(
@@ -36,8 +37,8 @@ def save_encoder(
 ) -> None:
     """Write an encoder that `transformers.AutoModel.from_pretrained` and `load_encoder` read.
 
-    The directory appears whole; an encoder that was there stays until then. Image sizes other
-    than the model's own are interpolated by readers as transformers does it.
+    The directory appears whole; an encoder that was there stays until then. transformers
+    interpolates position embeddings to other image sizes in its own way, whatever the model does.
 
     Args:
         model: Saved as float32.
@@ -63,7 +64,7 @@ def save_encoder(
         save_file({key: t.contiguous() for key, t in tensors.items()}, new / f"{name}.safetensors")
     _write_json(new / "config.json", model_config(model))
     _write_json(new / "preprocessor_config.json", preprocessor_config(model.image_size, mean, std))
-    _write_json(new / DESCRIPTION, dict(card))
+    _write_json(new / DESCRIPTION, {**card, "position_interpolation": model.position_interpolation})
     (new / "README.md").write_text(model_card(model, card), encoding="utf-8")
     _replace(directory, new)
 

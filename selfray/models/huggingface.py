@@ -149,7 +149,7 @@ def read_model(directory: Path) -> tuple[VisionTransformer, Path]:
     """
     weights = _find_weights(directory)
     with torch.device("meta"):  # no time is spent on random weights that are replaced below
-        model = _model_from_config(_read_json(directory / "config.json"), directory)
+        model = _model_from_config(read_json(directory / "config.json"), directory)
     try:
         tensors = {name: tensor.float() for name, tensor in load_file(weights).items()}
     except (SafetensorError, OSError) as cause:
@@ -178,7 +178,7 @@ def read_preprocessing(directory: Path) -> Preprocessing:
             resize of the shorter side, a square central crop, 1/255, and normalisation.
     """
     file = directory / "preprocessor_config.json"
-    config = _read_json(file)
+    config = read_json(file)
     for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         _require(file, step, config.get(step), True)
     _require(file, "resample", config.get("resample"), BICUBIC)
@@ -305,7 +305,12 @@ def _check_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -
             )
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in one of an encoder directory's files.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
     try:
         content = json.loads(file.read_bytes())
     except OSError as cause:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from selfray.errors import InputError, nearest
 from selfray.models.encoder_directory import DESCRIPTION, save_encoder
-from selfray.models.huggingface import WEIGHTS, read_model, read_preprocessing
-from selfray.models.vit import VisionTransformer, build_vit
+from selfray.models.huggingface import WEIGHTS, read_json, read_model, read_preprocessing
+from selfray.models.vit import PositionInterpolation, VisionTransformer, build_vit
 
 __all__ = [
     "Encoder",
@@ -205,6 +205,9 @@ def load_encoder(name: str) -> Encoder:
             f"{directory}: crop_size is {crop}, not a multiple of patch_size {model.patch_size}. "
             "Take preprocessor_config.json and config.json from the same model."
         )
+    description = _description(directory)
+    if "position_interpolation" in description:
+        model.position_interpolation = description["position_interpolation"]
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Encoder(
@@ -215,7 +218,7 @@ def load_encoder(name: str) -> Encoder:
         image_size=crop,
         shortest_edge=shortest_edge,
         weights_sha256=digest,
-        synthetic=_is_synthetic(directory),
+        synthetic=bool(description.get("synthetic")),
     )
 
 
@@ -252,14 +255,12 @@ def _shipped() -> list[Path]:
 
 
 def _shipped_listing(directory: Path) -> EncoderListing:
-    config = json.loads((directory / "config.json").read_bytes())
-    licence = json.loads((directory / DESCRIPTION).read_bytes()).get("licence") or "not given"
     return EncoderListing(
         f"selfray/{directory.name}",
         "selfray",
-        licence,
+        _description(directory).get("licence") or "not given",
         read_preprocessing(directory).crop,
-        config["hidden_size"],
+        read_json(directory / "config.json")["hidden_size"],
         tuple(sorted(file.name for file in directory.iterdir())),
         available=True,
     )
@@ -327,11 +328,16 @@ def _snapshot(name: str, files: tuple[str, ...]) -> Path:
     )
 
 
-def _is_synthetic(directory: Path) -> bool:
+def _description(directory: Path) -> dict[str, Any]:
+    """What `save_encoder` noted beside Hugging Face's files; nothing in others' directories."""
     file = directory / DESCRIPTION
     if not file.is_file():
-        return False
-    try:
-        return bool(json.loads(file.read_bytes()).get("synthetic"))
-    except (ValueError, AttributeError) as cause:
-        raise InputError(f"{file} is no JSON object: {cause}. Copy it anew.") from cause
+        return {}
+    description = read_json(file)
+    kind = description.get("position_interpolation", "bicubic")
+    if kind not in get_args(PositionInterpolation):
+        raise InputError(
+            f"{file}: position_interpolation is {kind!r}, allowed: "
+            f"{', '.join(get_args(PositionInterpolation))}. Copy the file anew."
+        )
+    return description

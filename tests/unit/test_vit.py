@@ -96,7 +96,7 @@ def test_activation_checkpointing_changes_no_gradient(autocast):
 def test_activation_checkpointing_runs_blocks_twice():
     model = small_vit().train()
     runs = []
-    model.blocks[1].register_forward_hook(lambda *_: runs.append(1))
+    model.blocks[1].register_forward_pre_hook(lambda *_: runs.append(1))
     model.activation_checkpointing = True
     model(torch.randn(1, 3, 32, 32)).cls.sum().backward()
     assert len(runs) == 2
