@@ -99,12 +99,14 @@ def draw_traits(rng: np.random.Generator) -> Traits:
 def draw_thorax(traits: Traits, rng: np.random.Generator) -> Thorax:
     """Draw the chest of a patient at full inspiration, upright."""
     male = traits.sex == "M"
-    old = np.clip((traits.age - 40) / 50, 0, 1)
+    # The signs by which a radiologist guesses an age come on slowly from the twenties.
+    old = np.clip((traits.age - 25) / 65, 0, 1)
     stature = traits.height / 170
     heavy = traits.bmi - 26
     width = (13.4 if male else 12.8) * stature**0.6 * (1 + 0.004 * heavy) * rng.normal(1, 0.06)
     height = (24.8 if male else 24.1) * stature**0.8 * rng.normal(1, 0.07) * (1 - 0.0035 * heavy)
-    depth = (9.2 if male else 8.4) * (1 + 0.006 * heavy + 0.12 * old) * rng.normal(1, 0.06)
+    height *= 1 - 0.07 * old  # a stiff cage and flat discs
+    depth = (9.2 if male else 8.4) * (1 + 0.006 * heavy + 0.18 * old) * rng.normal(1, 0.06)
     fat = float(np.clip(0.35 + 0.13 * (traits.bmi - 18) + rng.normal(0, 0.25), 0.25, 5.0))
     if not male:
         fat *= 1.12
@@ -123,21 +125,21 @@ def draw_thorax(traits: Traits, rng: np.random.Generator) -> Thorax:
         dome_left=dome - float(rng.normal(1.3, 0.6)),
         heart=float((1.0 if male else 0.95) * (1 + 0.004 * heavy) * rng.normal(1, 0.065)),
         heart_shift=float(rng.normal(0, 0.5)),
-        unfolding=float(np.clip(old * 1.1 + rng.normal(0, 0.2), 0, 1.5)),
-        calcification=float(np.clip((traits.age - 55) / 35 + rng.normal(0, 0.3), 0, 1)),
-        lung_density=float(np.clip(rng.normal(0.24, 0.025), 0.17, 0.32)),
+        unfolding=float(np.clip(1.4 * old - 0.1 + rng.normal(0, 0.15), 0, 1.5)),
+        calcification=float(np.clip((traits.age - 50) / 35 + rng.normal(0, 0.2), 0, 1)),
+        lung_density=float(np.clip(rng.normal(0.255 - 0.03 * old, 0.022), 0.17, 0.32)),
         fat=fat,
         shoulder=float((18.6 if male else 17.5) * stature**0.7 * rng.normal(1, 0.06) + 0.5 * fat),
         breast=breast,
         breast_droop=float(rng.normal(-0.06 - 0.08 * old, 0.03)),
         bone_density=float(
-            np.clip((1.08 if male else 1.0) - (0.28 if male else 0.38) * old, 0.45, 1.3)
-            * rng.normal(1, 0.09)
+            np.clip((1.14 if male else 1.08) - (0.42 if male else 0.52) * old, 0.45, 1.3)
+            * rng.normal(1, 0.06)
         ),
-        kyphosis=float(np.clip(rng.normal(1.5 + 2.2 * old, 0.7), 0, 6)),
+        kyphosis=float(np.clip(rng.normal(1.2 + 3.2 * old, 0.6), 0, 6)),
         scoliosis=float(rng.normal(0, 0.4 + 0.35 * old)),
-        cartilage=float(np.clip(old * rng.uniform(0.2, 1.5) - 0.1, 0, 1)),
-        spurs=float(np.clip(old * rng.uniform(0.3, 1.4) - 0.1, 0, 1)),
+        cartilage=float(np.clip(1.3 * old * rng.uniform(0.6, 1.3) - 0.15, 0, 1)),
+        spurs=float(np.clip(1.2 * old * rng.uniform(0.6, 1.3) - 0.15, 0, 1)),
         stomach=float(np.clip(rng.normal(2.0, 1.0), 0, 4)),
         mediastinum=float(rng.normal(1, 0.06)),
         arms_up=True,
