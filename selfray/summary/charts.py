@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from selfray.summary.inputs import Curve
+from selfray.summary.markup import escaped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -255,7 +256,9 @@ def _svg(figure: Figure, told: str, width: int) -> str:
     import matplotlib as mpl
 
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": told}):
+    with mpl.rc_context({"svg.hashsalt": told}), warnings.catch_warnings():
+        # The reader's browser has the letters that matplotlib's font lacks.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     view = re.search(r'viewBox="[^"]*"', text)
@@ -263,14 +266,15 @@ def _svg(figure: Figure, told: str, width: int) -> str:
     # Labels come from outside. None of these patterns can reach over the end of a piece of text.
     text = text[text.index(">", text.index("<svg")) + 1 :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # for `*`: all of the page
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
     text = re.sub(r' id="[a-z]+\d*_\d+"', "", text)
     text = re.sub(r"(font: [^;\"<']*?)'[^;\"<]*", r"\1var(--sans)", text)
     text = re.sub(r"font-family: [^;\"<]*", "font-family: var(--sans)", text)
     text = re.sub(r"(?<=: )#00aa[01]\d", lambda m: f"var(--{_VARIABLES.get(m[0], 'ink')})", text)
     return (
-        f'<svg {view[0]} role="img" aria-label="{escape(told)}" style="width:{width}px">'
-        f"<title>{escape(told)}</title>{text}"
+        f'<svg {view[0]} role="img" aria-label="{escaped(told)}" style="width:{width}px">'
+        f"<title>{escaped(told)}</title>{text}"
     )
 
 

@@ -9,10 +9,14 @@ from typing import Any
 PHANTOM = "Synthetic phantom"
 
 
+def printable(text: str) -> str:
+    """Text with a replacement mark for each control character."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+
+
 def escaped(value: Any) -> str:
-    """Text for HTML, also within an attribute; control characters become a replacement mark."""
-    text = str(value)
-    return escape("".join(c if c.isprintable() or c in "\n\t" else "�" for c in text))
+    """Text for HTML, also within an attribute."""
+    return escape(printable(str(value)))
 
 
 def facts(rows: Iterable[tuple[Any, str]]) -> str:
@@ -34,9 +38,10 @@ def figure(content: str, caption: str, *, kind: str = "") -> str:
 
 def listed(names: Iterable[str]) -> str:
     """Finding names as words: `pleural_effusion` is pleural effusion."""
-    return ", ".join(name.replace("_", " ") for name in names)
+    return ", ".join(printable(name).replace("_", " ") for name in names)
 
 
 def shortened(name: str, most: int = 30) -> str:
     """A name for a chart, its middle left out where it is long."""
+    name = printable(name)
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"

@@ -72,6 +72,7 @@ figcaption b { color: var(--ink); font-weight: 600; }
   gap: 1.25rem 1.75rem; align-items: start;
 }
 svg { display: block; max-width: 100%; height: auto; overflow: visible; }
+svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .scroll { overflow-x: auto; margin: 1rem 0 0.4rem; }
 table {
   border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums lining-nums;
