@@ -123,7 +123,9 @@ def draw_thorax(traits: Traits, rng: np.random.Generator) -> Thorax:
         tilt=float(rng.normal(2.2, 0.5)),
         dome=dome,
         dome_left=dome - float(rng.normal(1.3, 0.6)),
-        heart=float((1.0 if male else 0.95) * (1 + 0.004 * heavy) * rng.normal(1, 0.065)),
+        heart=float(
+            (1.0 if male else 0.95) * (1 + 0.004 * heavy) * np.clip(rng.normal(1, 0.07), 0.8, 1.08)
+        ),
         heart_shift=float(rng.normal(0, 0.5)),
         unfolding=float(np.clip(1.4 * old - 0.1 + rng.normal(0, 0.15), 0, 1.5)),
         calcification=float(np.clip((traits.age - 50) / 35 + rng.normal(0, 0.2), 0, 1)),

@@ -98,7 +98,8 @@ def draw_chronic(traits: Traits, t: Thorax, rng: np.random.Generator) -> list[Fi
     old = float(np.clip((traits.age - 40) / 50, 0, 1))
     chosen = []
     if rng.random() < 0.10 + 0.24 * old:
-        chosen.append(Finding("cardiomegaly", 0, _severity(rng)))
+        # Borderline hearts are the most common: a large one is seen on a thumbnail.
+        chosen.append(Finding("cardiomegaly", 0, _severity(rng) ** 1.7))
     if rng.random() < 0.07 + 0.2 * old:
         chosen.append(Finding("fibrosis", 0, _severity(rng)))
     if rng.random() < 0.12 + 0.12 * old:
@@ -185,7 +186,7 @@ def reshape(thorax: Thorax, status: Status) -> Thorax:
     for finding in status.findings:
         s = finding.severity
         if finding.name == "cardiomegaly":
-            t = replace(t, heart=max(t.heart, 1.0) * (1.09 + 0.23 * s))
+            t = replace(t, heart=max(t.heart, 1.0) * (1.08 + 0.24 * s))
         elif finding.name == "fibrosis":
             t = replace(t, dome=t.dome + 0.5 + 1.2 * s, dome_left=t.dome_left + 0.5 + 1.2 * s)
         elif finding.name == "atelectasis" and finding.kind == "lobar":
