@@ -77,7 +77,7 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: str = "auto") -> Path
         betas=(config.optimizer.beta1, config.optimizer.beta2),
     )
     probe = Probe(datasets, config, device)
-    if config.guard and not probe.possible:
+    if config.guard and not probe.judges_findings:
         raise InputError(
             "guard needs findings labelled in splits train and validate, and the data has none. "
             "Give data that has, or set --guard 0."

@@ -41,10 +41,12 @@ class Probe:
     @property
     def possible(self) -> bool:
         """Whether there is any label to probe for, in both splits."""
-        return all(
-            len(labels) > 0 and not np.isnan(labels).all()
-            for labels in (self._train_labels, self._validate_labels)
-        )
+        return self._labelled(self.names)
+
+    @property
+    def judges_findings(self) -> bool:
+        """Whether there is a finding to probe for, in both splits."""
+        return self._labelled(self.names[: -len(_METADATA)])
 
     def __call__(self, networks: StudentTeacher) -> dict[str, Any]:
         """Probe the teacher; see `selfray.evals.linear_probe.validation_probe`."""
@@ -58,6 +60,13 @@ class Probe:
             self._features(encoder, self._validate),
             self._validate_labels,
             self.names,
+        )
+
+    def _labelled(self, names: Sequence[str]) -> bool:
+        """Whether any of the first few targets is known, in both splits."""
+        return all(
+            not np.isnan(labels[:, : len(names)]).all()
+            for labels in (self._train_labels, self._validate_labels)
         )
 
     def _choose(

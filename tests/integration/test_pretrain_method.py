@@ -165,7 +165,7 @@ def test_one_batch_can_be_learned_by_heart(micro_data: Path) -> None:
 
     A student that does not look at the image gets ln 64 at best; one that knows each image by
     heart gets down to ln 64 - ln 8, since an image's targets cover 64 / 8 prototypes. Half of
-    what there is to gain is asked for, and the same of the masked patches' loss from its start.
+    what there is to gain is asked for.
     """
     config = micro_config(
         micro_data, steps=150, batch_size=8, heads__prototypes=64, heads__batch_norm=True,
