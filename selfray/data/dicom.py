@@ -20,9 +20,9 @@ import numpy as np
 import pydicom
 from pydicom.dataset import FileDataset
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_partial
+from pydicom.filereader import read_file_meta_info
 from pydicom.multival import MultiValue
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import get_expected_length, pixel_array
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGExtended12Bit
@@ -203,14 +203,16 @@ def _read(path: Path) -> tuple[np.ndarray, AcquisitionRecord]:
 def _refuse_inflating(path: Path) -> None:
     """Refuse a deflated file that grows beyond all bounds: pydicom inflates it in one call."""
     with path.open("rb") as file:
-        if file.read(132)[128:] != b"DICM":
+        head = file.read(1024)
+        if DeflatedExplicitVRLittleEndian.encode() not in head:
             return
-        file.seek(0)
-        meta = read_partial(file, stop_when=lambda tag, _vr, _n: tag.group > 2)
-        if meta.file_meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        if head[128:132] != b"DICM":
+            raise BadImage("is deflated and has no preamble")
+        meta = read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
             return
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        file.seek(132 + 12 + int(meta.file_meta.FileMetaInformationGroupLength))
+        file.seek(132 + 12 + int(meta.FileMetaInformationGroupLength))
         size = 0
         while chunk := file.read(1 << 16):
             while chunk:

@@ -148,18 +148,21 @@ def ingest(
         mask_labels=(),
         pixels=f"shorter side {size} px by antialiased cubic resampling, {intensity} to 8 bits",
     )
+    key_file = key_file or out.with_name(out.name + ".key")
+    file_list = out.with_name(out.name + ".files.csv")
     with _room_on_disk(out):
+        key_is_new = not key_file.exists()
+        key = _key(key_file)
         writer = DatasetWriter(out, info, rows_per_shard=_ROWS_PER_SHARD)
-        key = _key(key_file or out.with_name(out.name + ".key"))
         _require_same_command(writer, source, table, seed, key)
         hashes = _Hashes(key)
         names = {file: hashes.of("file", file, 20) for file in files}
-        _write_file_list(out.with_name(out.name + ".files.csv"), names)
+        _write_file_list(file_list, names)
         with _Refusals(writer.partial / "quarantine.jsonl") as refusals:
             done = set(writer.written("source_file")) | refusals.files
             todo = [file for file in files if names[file] not in done]
             jobs = [(str(source / file), size, intensity) for file in todo]
-            rows = _RowMaker(hashes, metadata, seed)
+            rows = _RowMaker(hashes, metadata, seed, writer)
             outcomes = _with_progress(todo, each_in_processes(_decode, jobs, workers))
             for file, outcome in _until_interrupted(outcomes, writer):
                 if isinstance(outcome, str):
@@ -172,6 +175,9 @@ def ingest(
         writer.flush()
         if not writer.shards:
             writer.discard()
+            file_list.unlink()
+            if key_is_new:
+                key_file.unlink()
             raise InputError(
                 f"{source}: none of {len(files)} images can be used. "
                 f"{_listed(_by_reason(refusals.records))}."
@@ -283,9 +289,12 @@ class _Hashes:
 class _RowMaker:
     """Joins what file, header and table say of an image into a row of the dataset."""
 
-    def __init__(self, hashes: _Hashes, metadata: MetadataTable, seed: int) -> None:
+    def __init__(
+        self, hashes: _Hashes, metadata: MetadataTable, seed: int, writer: DatasetWriter
+    ) -> None:
         self._hashes, self._metadata, self._seed = hashes, metadata, seed
-        self._split_of: dict[str, str] = {}
+        written = (writer.written(column) for column in ("patient_id", "split"))
+        self._split_of: dict[str, str] = dict(zip(*written, strict=True))
 
     def row(self, file: str, name: str, png: bytes, record: AcquisitionRecord) -> dict[str, Any]:
         """One row.

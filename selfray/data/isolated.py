@@ -15,7 +15,7 @@ Job = TypeVar("Job")
 Outcome = TypeVar("Outcome")
 
 SECONDS_PER_JOB = 120
-"""A decoder that takes longer is stuck; a J2K radiograph of 16 megapixels takes some 5 s."""
+"""CPU seconds after which a decoder counts as stuck; J2K of 16 megapixels takes some 5 s."""
 
 CRASHED = "the decoder crashed, or was still busy after 2 minutes"
 
@@ -102,6 +102,7 @@ def _prepare_worker() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent acts
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     cv2.setNumThreads(1)
     # Native decoders complain on standard error, through the progress bar, about files that are
     # quarantined with a reason anyway.
@@ -112,9 +113,10 @@ def _prepare_worker() -> None:
 
 
 def _timed(work: Callable[[Job], Outcome], job: Job) -> Outcome:
-    # The default action of SIGALRM ends the process, also one that is stuck in native code.
-    signal.alarm(SECONDS_PER_JOB)
+    # The default action of SIGPROF ends the process, also one that is stuck in native code. It
+    # counts CPU time: on a machine that is busy with other things, a good file may take long.
+    signal.setitimer(signal.ITIMER_PROF, SECONDS_PER_JOB)
     try:
         return work(job)
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
