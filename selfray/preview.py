@@ -98,4 +98,7 @@ def _caption(config: PretrainConfig, datasets: list[RadiographDataset]) -> str:
     names = ", ".join(
         f"{d.info['name']} (synthetic phantom)" if d.synthetic else d.info["name"] for d in datasets
     )
-    return f"{names}\nrecipe {config.recipe}, seed {config.seed}, first step; orange: masked for the student"
+    return (
+        f"{names}\nrecipe {config.recipe}, seed {config.seed}, first step; "
+        "orange: masked for the student"
+    )

@@ -41,7 +41,8 @@ def write_summary(directory: Path) -> Path:
 
 
 def _page(inputs: Inputs) -> str:
-    sections = [results_section(e, _phantom_note(e, inputs)) for e in inputs.evaluations]
+    results = "".join(results_section(e, _phantom_note(e, inputs)) for e in inputs.evaluations)
+    sections = [f'<section id="results">{results}</section>'] if results else []
     sections += [training_section(inputs.runs, _run_is_synthetic)] if inputs.runs else []
     sections.append(pictures_section(inputs))
     sections.append(_provenance(inputs))

@@ -13,23 +13,22 @@ _KNN = Measure("the findings", "AUROC", "Findings, k-NN macro-AUROC", "macro", "
 
 
 def results_section(evaluation: Evaluation, note: str) -> str:
-    """The section of one evaluation.
+    """What one evaluation adds to the section.
 
     Args:
         evaluation: Read by `read_evaluation`.
         note: What each caption begins with.
     """
     name = evaluation.dataset.get("name", evaluation.path.name)
-    head = f'<section id="results"><h2>Results on {escaped(name)}</h2>'
+    head = f"<h2>Results on {escaped(name)}</h2>"
     if not evaluation.results:
-        return f"{head}<p>No result is recorded yet.</p></section>"
+        return f"{head}<p>No result is recorded yet.</p>"
     return (
         head
         + _main_table(evaluation, note)
         + _main_charts(evaluation, note)
         + _differences(evaluation, note)
         + _findings(evaluation, note)
-        + "</section>"
     )
 
 
