@@ -2,8 +2,8 @@
 
 Defaults are those of the published RAD-DINO recipe. The origin of a number stands beside it:
 [card] the published model card or files, [derived] a work that derives from it, [dinov2] the
-default of the DINOv2 release, which RAD-DINO is believed to keep, [selfray] measured here
-(docs/experiments.md).
+default of the DINOv2 release, which RAD-DINO is believed to keep, [ours] chosen here, for want
+of a published number.
 """
 
 from __future__ import annotations
@@ -31,9 +31,14 @@ class EncoderConfig:
 
     arch: str = _setting("vit_base", "size of the transformer")  # [card]
     patch_size: int = _setting(14, "side of a patch, pixels")  # [card]
-    image_size: int = _setting(518, "side of the input at which features are taken, pixels")
+    image_size: int = _setting(
+        518, "side of the input at which features are taken, pixels"
+    )  # [card]
     registers: int = _setting(0, "number of register tokens")  # [card]
     layerscale_init: float = _setting(1e-5, "initial LayerScale")  # [dinov2]
+    position_init: Literal["random", "sincos"] = _setting(
+        "random", "how position embeddings begin"
+    )  # [dinov2]
     drop_path: float = _setting(0.3, "share of the batch that skips a residual branch")  # [dinov2]
 
 
@@ -42,16 +47,22 @@ class CropsConfig:
     """Multi-crop augmentation."""
 
     global_size: int = _setting(518, "side of a global crop, pixels")  # [derived]
-    global_scale: Pair = _setting((0.5, 1.0), "area of a global crop, share of the image")
+    global_scale: Pair = _setting(
+        (0.5, 1.0), "area of a global crop, share of the image"
+    )  # [derived]
     local_size: int = _setting(196, "side of a local crop, pixels")  # [derived]
-    local_scale: Pair = _setting((0.2, 0.5), "area of a local crop, share of the image")
+    local_scale: Pair = _setting(
+        (0.2, 0.5), "area of a local crop, share of the image"
+    )  # [derived]
     local_count: int = _setting(8, "local crops an image")  # [derived]
-    aspect: Pair = _setting((3 / 4, 4 / 3), "width over height of a crop before resizing")
+    aspect: Pair = _setting(
+        (3 / 4, 4 / 3), "width over height of a crop before resizing"
+    )  # [dinov2]
     flip: float = _setting(0.5, "probability of a horizontal flip")  # [derived]
-    jitter: float = _setting(0.8, "probability of a change of brightness and contrast")
+    jitter: float = _setting(0.8, "probability of a change of brightness and contrast")  # [derived]
     brightness: float = _setting(0.4, "brightness factor is drawn from 1 ± this")  # [derived]
     contrast: float = _setting(0.4, "contrast factor is drawn from 1 ± this")  # [derived]
-    # DINOv2 writes 1.0, 0.1 and 0.5, but applies 1 minus that: these are what it applies.
+    # [dinov2] It writes 1.0, 0.1 and 0.5, but applies 1 minus that: these are what it applies.
     blur_global_first: float = _setting(0.0, "probability of blur, first global crop")
     blur_global_second: float = _setting(0.9, "probability of blur, second global crop")
     blur_local: float = _setting(0.5, "probability of blur, local crops")
@@ -74,7 +85,7 @@ class HeadsConfig:
     hidden: int = _setting(2048, "width of the hidden layers")  # [card]
     bottleneck: int = _setting(256, "width before the prototypes")  # [card]
     layers: int = _setting(3, "linear layers before the prototypes")  # [card]
-    batch_norm: bool = _setting(False, "normalise hidden layers over the batch")
+    batch_norm: bool = _setting(False, "normalise hidden layers over the batch")  # [dinov2]
     separate: bool = _setting(False, "a second head for iBOT")  # [dinov2] shared
 
 
@@ -86,10 +97,12 @@ class LossConfig:
     ibot_weight: float = _setting(1.0, "weight of the iBOT loss")  # [dinov2]
     koleo_weight: float = _setting(0.1, "weight of the KoLeo loss")  # [derived]
     student_temperature: float = _setting(0.1, "temperature of the student")  # [derived]
-    teacher_temperature: Pair = _setting((0.04, 0.07), "teacher temperature, first and last")
+    teacher_temperature: Pair = _setting(
+        (0.04, 0.07), "teacher temperature, first and last"
+    )  # [derived]
     teacher_temperature_warmup: float = _setting(
         0.5, "share of the steps from the first to the last teacher temperature"
-    )
+    )  # [derived]
     centering: Literal["centering", "sinkhorn"] = _setting(
         "centering", "how teacher targets are balanced"
     )  # [dinov2]
@@ -105,11 +118,17 @@ class OptimizerConfig:
     learning_rate_end: float = _setting(1e-6, "learning rate at the last step")  # [derived]
     warmup: float = _setting(0.05, "share of the steps for linear warm-up")  # [derived]
     weight_decay: Pair = _setting((0.04, 0.4), "weight decay, first and last")  # [derived]
-    layer_decay: float = _setting(0.9, "learning-rate factor from a block to the one below")
-    patch_embed_factor: float = _setting(0.2, "learning-rate factor of the patch embedding")
+    layer_decay: float = _setting(
+        0.9, "learning-rate factor from a block to the one below"
+    )  # [derived]
+    patch_embed_factor: float = _setting(
+        0.2, "learning-rate factor of the patch embedding"
+    )  # [derived]
     beta1: float = _setting(0.9, "AdamW beta 1")  # [dinov2]
     beta2: float = _setting(0.999, "AdamW beta 2")  # [dinov2]
-    gradient_clip: float = _setting(3.0, "largest gradient norm, each submodule on its own")
+    gradient_clip: float = _setting(
+        3.0, "largest gradient norm, each submodule on its own"
+    )  # [derived]
     freeze_last_layer: float = _setting(
         0.01, "share of the steps for which the prototypes stay as they are"
     )  # [derived]
@@ -124,12 +143,16 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How it is computed; does not change what is computed, but for rounding."""
+    """How it is computed."""
 
     precision: Literal["auto", "float32", "bfloat16"] = _setting(
         "auto", "of matrix products; auto takes bfloat16 where the hardware has it"
     )
-    accumulate: int = _setting(1, "parts into which a batch is cut to save memory")
+    accumulate: int = _setting(
+        1,
+        "parts into which a batch is cut to save memory; KoLeo and batch norm then see a part, all "
+        "else the whole batch",
+    )
     activation_checkpointing: bool = _setting(False, "recompute activations to save memory")
     loader_threads: int = _setting(2, "threads that make crops, each process")
     tensorboard: bool = _setting(False, "also write TensorBoard events")
@@ -143,15 +166,15 @@ class PretrainConfig:
     steps: int = _setting(100_000, "optimizer steps")  # [card]
     batch_size: int = _setting(2560, "images a step, over all ranks")  # [card]
     seed: int = _setting(0, "seed of everything random")
-    checkpoint_every: int = _setting(1000, "steps between checkpoints")
-    keep_checkpoints: int = _setting(3, "newest checkpoints kept, beside the best")
+    checkpoint_every: int = _setting(1000, "steps between checkpoints")  # [ours]
+    keep_checkpoints: int = _setting(3, "newest checkpoints kept, beside the best")  # [ours]
     evaluate_every: int = _setting(0, "steps between probes; 0: none")
-    evaluate_images: int = _setting(2000, "images of each split in a probe, at most")
+    evaluate_images: int = _setting(2000, "images of each split in a probe, at most")  # [ours]
     data: tuple[str, ...] = _setting((), "dataset directories")
     init: str = _setting("", "encoder to continue from; empty: from random weights")
     head_warmup: int = _setting(
         500, "steps for which only a fresh head is trained, when init comes without one"
-    )
+    )  # [ours]
     guard: float = _setting(
         0.0, "stop when the probe's macro-AUROC falls this far below the start; 0: never"
     )
@@ -278,6 +301,7 @@ def _require_ranges(config: PretrainConfig) -> None:
     if config.crops.global_scale[0] == 0 or config.crops.local_scale[0] == 0:
         raise InputError("crops.global_scale and crops.local_scale must begin above 0.")
     _require_choice("loss.centering", config.loss.centering, ("centering", "sinkhorn"))
+    _require_choice("encoder.position_init", config.encoder.position_init, ("random", "sincos"))
     _require_choice("engine.precision", config.engine.precision, ("auto", "float32", "bfloat16"))
 
 

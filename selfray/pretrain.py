@@ -69,19 +69,8 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: str = "auto") -> Path
     loader = build_loader(config, datasets, _slots_of_rank(config))
     networks, origins, fresh_head = initialise(config)
     networks.to(device)
-    optimizer = build_optimizer(
-        networks.student,
-        depth=networks.depth,
-        layer_decay=config.optimizer.layer_decay,
-        patch_embed_factor=config.optimizer.patch_embed_factor,
-        betas=(config.optimizer.beta1, config.optimizer.beta2),
-    )
-    probe = Probe(datasets, config, device)
-    if config.guard and not probe.judges_findings:
-        raise InputError(
-            "guard needs findings labelled in splits train and validate, and the data has none. "
-            "Give data that has, or set --guard 0."
-        )
+    optimizer = build_run_optimizer(config, networks)
+    probe = _build_probe(config, datasets, device)
     distributed.barrier()  # every rank has looked at the run directory
     if distributed.rank() == 0:
         run.begin()
@@ -103,28 +92,25 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: str = "auto") -> Path
             torch.manual_seed(_torch_seed(config.seed, step))
             terms = _step(networks, optimizer, _on(batch, device), config, values, autocast)
             record = {k: float(v) for k, v in terms.items()} | values.record()
-            if not (math.isfinite(record["loss"]) and math.isfinite(record["gradient_norm"])):
-                _stop_not_finite(run, step, record, batch)
+            _require_finite(run, step, record, batch)
             record |= _speed(config.batch_size, time.perf_counter() - began)
             if distributed.rank() == 0:
                 alarm.watch(step + 1, record)
                 run.append({"kind": "step", "step": step + 1, **record,
                             "bad_images": batch.bad_images})  # fmt: skip
-            bar.set_postfix(loss=f"{record['loss']:.3f}", cosine=f"{record['mean_cosine']:.2f}")
-            bar.update()
+            _show(bar, record)
 
             done = step + 1
-            probe_due = bool(config.evaluate_every) and (
-                done % config.evaluate_every == 0 or done == config.steps
-            )
+            last = done == config.steps
+            probe_due = bool(config.evaluate_every) and (last or not done % config.evaluate_every)
             if probe_due:
                 _probe(run, probe, networks, done)
-            stop = distributed.any_rank(bool(interrupted), device)
-            if probe_due or stop or done in {1, config.steps} or not done % config.checkpoint_every:
-                _save(run, done, networks, optimizer, config.keep_checkpoints)
-            if probe_due and config.guard:
+                # Before saving: killed in between, a resumed run probes and judges this step again.
                 _guard(run, config.guard)
-            if stop and done < config.steps:
+            stop = distributed.any_rank(bool(interrupted), device)
+            if probe_due or stop or last or done == 1 or not done % config.checkpoint_every:
+                _save(run, done, networks, optimizer, config.keep_checkpoints)
+            if stop and not last:
                 raise Interrupted(f"stopped at step {done}, state saved; the same command resumes")
     return _finish(run, networks, config)
 
@@ -137,6 +123,7 @@ class Scheduled:
     weight_decay: float
     teacher_momentum: float
     teacher_temperature: float
+    student_temperature: float
     frozen: tuple[str, ...]
 
     def record(self) -> dict[str, float]:
@@ -169,6 +156,7 @@ def scheduled(config: PretrainConfig, step: int, frozen_steps: int) -> Scheduled
             int(config.loss.teacher_temperature_warmup * steps),
             *config.loss.teacher_temperature,
         ),
+        student_temperature=config.loss.student_temperature,
         frozen=tuple(frozen),
     )
 
@@ -231,6 +219,29 @@ def open_data(config: PretrainConfig) -> list[RadiographDataset]:
     return datasets
 
 
+def build_run_optimizer(config: PretrainConfig, networks: StudentTeacher) -> torch.optim.AdamW:
+    """The optimizer of a run's student."""
+    return build_optimizer(
+        networks.student,
+        depth=networks.depth,
+        layer_decay=config.optimizer.layer_decay,
+        patch_embed_factor=config.optimizer.patch_embed_factor,
+        betas=(config.optimizer.beta1, config.optimizer.beta2),
+    )
+
+
+def _build_probe(
+    config: PretrainConfig, datasets: list[RadiographDataset], device: torch.device
+) -> Probe:
+    probe = Probe(datasets, config, device)
+    if config.guard and not probe.judges_findings:
+        raise InputError(
+            "guard needs findings labelled in splits train and validate, and the data has none. "
+            "Give data that has, or set --guard 0."
+        )
+    return probe
+
+
 def _slots_of_rank(config: PretrainConfig) -> slice:
     slots = distributed.slice_of_batch(config.batch_size)
     if (slots.stop - slots.start) % config.engine.accumulate:
@@ -291,7 +302,7 @@ def _step(
     sums: dict[str, Tensor] = {}
     for part, target in zip(parts, targets, strict=True):
         with autocast:
-            terms = networks.losses(part, target, config.loss.student_temperature, weights)
+            terms = networks.losses(part, target, values.student_temperature, weights)
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum() / len(
             parts
         )
@@ -310,7 +321,7 @@ def _step(
     return {
         "loss": averaged.pop("total"),
         **{f"loss_{name}": value for name, value in averaged.items()},
-        **watched,
+        **{name: distributed.mean_over_ranks(value) for name, value in watched.items()},
         "gradient_norm": norm,
     }
 
@@ -389,9 +400,9 @@ def _probe(run: RunDirectory, probe: Probe, networks: StudentTeacher, step: int)
 
 
 def _guard(run: RunDirectory, margin: float) -> None:
-    """Finish the run here when the probe fell below the start by more than the margin."""
+    """Finish the run here when the probe fell below the start by more than the margin, if any."""
     probes = run.probes()
-    if probes and probes[0]["macro_auroc"] - probes[-1]["macro_auroc"] > margin:
+    if margin and probes and probes[0]["macro_auroc"] - probes[-1]["macro_auroc"] > margin:
         fell = (
             f"guard: the probe fell from {probes[0]['macro_auroc']:.3f} at step 0 to "
             f"{probes[-1]['macro_auroc']:.3f} at step {probes[-1]['step']}, more than the margin "
@@ -418,9 +429,12 @@ def _finish(run: RunDirectory, networks: StudentTeacher, config: PretrainConfig)
     return run.path
 
 
-def _stop_not_finite(
+def _require_finite(
     run: RunDirectory, step: int, record: dict[str, float], batch: CropBatch
 ) -> None:
+    """Stop at a number that is none, and leave behind which step and images gave it."""
+    if math.isfinite(record["loss"]) and math.isfinite(record["gradient_norm"]):
+        return
     where = run.path / f"not_finite_step_{step + 1:08d}_rank_{distributed.rank()}.json"
     content = {"step": step + 1, "values": {k: str(v) for k, v in record.items()},
                "image_ids": batch.image_ids}  # fmt: skip
@@ -499,8 +513,18 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _progress(steps: int, first: int) -> tqdm:
-    return tqdm(total=steps, initial=first, unit="step", disable=distributed.rank() != 0,
-                smoothing=0.05, dynamic_ncols=True)  # fmt: skip
+    return tqdm(total=steps, initial=first, disable=distributed.rank() != 0, smoothing=0.05,
+                dynamic_ncols=True, bar_format="{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}"
+                " [{elapsed}, {remaining} left{postfix}]")  # fmt: skip
+
+
+def _show(bar: tqdm, record: dict[str, float]) -> None:
+    bar.set_postfix_str(
+        f"loss {record['loss']:.3f}, cosine {record['mean_cosine']:.2f}, "
+        f"{record['images_per_second']:.0f} images/s",
+        refresh=False,
+    )
+    bar.update()
 
 
 def _say(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -46,6 +47,9 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self._fingerprints = fingerprints
+        self._first_step = 1
+        if config.engine.tensorboard:
+            _require_tensorboard()
         exists = path.exists() and not (path.is_dir() and _never_begun(path))
         if exists:
             self._require_same(resume)
@@ -90,6 +94,7 @@ class RunDirectory:
         """Drop what was recorded after the checkpoint that the run resumes from."""
         kept = [json.dumps(r) + "\n" for r in self.records() if r["step"] <= step]
         write_atomically(self.metrics, "".join(kept).encode())
+        self._first_step = max(0, step) + 1
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one line to `metrics.jsonl`; numbers that are not finite become null."""
@@ -127,14 +132,10 @@ class RunDirectory:
 
     @cached_property
     def _events(self) -> Any:
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError as cause:
-            raise InputError(
-                "engine.tensorboard needs the package tensorboard. Install selfray[tensorboard], "
-                "or leave the option out; metrics.jsonl holds the same numbers."
-            ) from cause
-        return SummaryWriter(str(self.path / "tensorboard"))
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        # Events of steps that are taken again are hidden.
+        return SummaryWriter(str(self.path / "tensorboard"), purge_step=self._first_step)
 
     def _require_same(self, resume: str) -> None:
         try:
@@ -174,6 +175,14 @@ def describe_environment() -> dict[str, Any]:
         "git_commit": _git_commit(),
         "command": " ".join(["selfray", *sys.argv[1:]]),
     }
+
+
+def _require_tensorboard() -> None:
+    if importlib.util.find_spec("tensorboard") is None:
+        raise InputError(
+            "engine.tensorboard needs the package tensorboard. Install selfray[tensorboard], or "
+            "leave the option out; metrics.jsonl holds the same numbers."
+        )
 
 
 def _never_begun(path: Path) -> bool:

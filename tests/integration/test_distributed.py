@@ -193,7 +193,9 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(micro_data: Path, tmp_path
         with pytest.raises(InputError, match=r"batch_size 5 cannot be shared out over 2 ranks"):
             run_pretrain(_config(micro_data, batch_size=5), tmp_path / "run")
         parts = _config(micro_data, batch_size=6, engine__accumulate=2)
-        with pytest.raises(InputError, match=r"3 images of batch_size 6 cannot be cut into engine.accumulate 2"):
+        with pytest.raises(
+            InputError, match=r"3 images of batch_size 6 cannot be cut into engine.accumulate 2"
+        ):
             run_pretrain(parts, tmp_path / "run")
 
     _on_ranks(of_rank)

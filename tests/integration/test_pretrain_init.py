@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from micro_run import micro_config, write_dataset
+from micro_run import in_child, micro_config, write_dataset
 from safetensors.torch import load_file, save_file
 
 from selfray.config import PretrainConfig
@@ -19,6 +21,7 @@ from selfray.initialise import initialise
 from selfray.models.published import load_encoder
 from selfray.pretrain import pretrain as run_pretrain
 from selfray.probe import Probe
+from selfray.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +222,23 @@ def test_the_guard_finishes_the_run_and_keeps_the_best(
     capsys.readouterr()
     assert run_pretrain(config, run) == run
     assert "is finished (guard:" in capsys.readouterr().err
+
+
+def test_killed_when_the_guard_finishes_a_run_the_same_command_finishes_it(
+    micro_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = micro_config(micro_data, evaluate_every=2, guard=0.05), tmp_path / "run"
+
+    def doomed() -> None:
+        _scores([0.80, 0.81, 0.70], monkeypatch)
+        monkeypatch.setattr(RunDirectory, "finish", lambda *_: os.kill(os.getpid(), SIGKILL))
+        run_pretrain(config, run)
+
+    assert in_child(doomed) == -SIGKILL
+    _scores([0.70], monkeypatch)
+    with pytest.raises(RunStopped, match=r"fell from 0.800 at step 0 to 0.700 at step 4"):
+        run_pretrain(config, run)
+    assert "encoder of step 2" in (run / "DONE").read_text()
 
 
 def test_a_fall_within_the_margin_goes_on(

@@ -22,9 +22,15 @@ from selfray.config import PretrainConfig
 from selfray.data.loader import CropBatch
 from selfray.errors import RunStopped
 from selfray.initialise import initialise
-from selfray.objectives.optimizer import build_optimizer
 from selfray.objectives.student_teacher import StudentTeacher
-from selfray.pretrain import build_loader, open_data, put_back, scheduled, state_tensors
+from selfray.pretrain import (
+    build_loader,
+    build_run_optimizer,
+    open_data,
+    put_back,
+    scheduled,
+    state_tensors,
+)
 from selfray.pretrain import pretrain as run_pretrain
 
 
@@ -36,10 +42,7 @@ class Bench:
         loader = build_loader(config, open_data(config), slice(0, config.batch_size))
         self.batch: Callable[[int], CropBatch] = loader.batch
         self.networks, _, _ = initialise(config)
-        self.optimizer = build_optimizer(
-            self.networks.student, depth=self.networks.depth, layer_decay=0.9,
-            patch_embed_factor=0.2, betas=(0.9, 0.999),
-        )  # fmt: skip
+        self.optimizer = build_run_optimizer(config, self.networks)
         self.autocast = pretrain._autocast(config, torch.device("cpu"))
 
     def step(self, step: int, batch: CropBatch | None = None) -> dict[str, float]:
@@ -312,8 +315,8 @@ def test_the_metrics_hold_every_term_of_every_step(micro_data: Path, tmp_path: P
         weights = np.array([1.0, 1.0, 1.0, 0.1])
         assert record["loss"] == pytest.approx(weights @ [record[t] for t in terms], rel=1e-5)
         assert {"learning_rate", "weight_decay", "teacher_momentum", "teacher_temperature",
-                "gradient_norm", "teacher_entropy", "mean_cosine", "images_per_second",
-                "memory_gib", "bad_images"} <= set(record)  # fmt: skip
+                "student_temperature", "gradient_norm", "teacher_entropy", "mean_cosine",
+                "images_per_second", "memory_gib", "bad_images"} <= set(record)  # fmt: skip
 
 
 @pytest.mark.slow
