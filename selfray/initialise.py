@@ -46,6 +46,7 @@ def initialise(config: PretrainConfig) -> tuple[StudentTeacher, list[str], bool]
         registers=config.encoder.registers,
         layerscale_init=config.encoder.layerscale_init,
         drop_path=config.encoder.drop_path,
+        position_init=config.encoder.position_init,
     )
     heads = {"dino_head": _fresh_head(config, encoder.width)}
     if config.heads.separate:

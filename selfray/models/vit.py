@@ -25,6 +25,10 @@ PositionInterpolation = Literal["bicubic", "bicubic-antialias", "bicubic-offset"
 - `bicubic-offset`: DINOv2's own code without registers, which adds 0.1 patch to the scale.
 """
 
+PositionInit = Literal["random", "sincos"]
+"""How position embeddings begin: as DINOv2's, small noise that training shapes; or as sines and
+cosines of row and column, by which a short training knows where a patch is from the first step."""
+
 _NORM_EPS = 1e-6
 _MLP_RATIO = 4
 _INIT_STD = 0.02  # of linear layers and position embeddings, DINOv2's
@@ -206,6 +210,7 @@ class VisionTransformer(nn.Module):
         layerscale_init: Initial factor of the residual branches.
         drop_path: Share of the batch, 0 <= drop_path < 1, that skips a residual branch in
             training; the same in all blocks. With one image in the batch nothing is skipped.
+        position_init: How position embeddings begin, `random` or `sincos`.
 
     Attributes:
         activation_checkpointing: Recompute the blocks in the backward pass, to save memory.
@@ -229,6 +234,7 @@ class VisionTransformer(nn.Module):
         registers: int = 0,
         layerscale_init: float = 1e-5,
         drop_path: float = 0.0,
+        position_init: PositionInit = "random",
     ) -> None:
         super().__init__()
         _check_size("image_size", image_size, patch_size)
@@ -253,9 +259,9 @@ class VisionTransformer(nn.Module):
             Block(shape, layerscale_init, drop_path) for _ in range(shape.depth)
         )
         self.norm = nn.LayerNorm(shape.width, eps=_NORM_EPS)
-        self._initialise()
+        self._initialise(position_init)
 
-    def _initialise(self) -> None:
+    def _initialise(self, position_init: PositionInit) -> None:
         # DINOv2's; the patch embedding keeps PyTorch's own initialisation, as there.
         nn.init.trunc_normal_(self.pos_embed, std=_INIT_STD)
         nn.init.normal_(self.cls_token, std=1e-6)
@@ -266,6 +272,10 @@ class VisionTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=_INIT_STD)
                 nn.init.zeros_(module.bias)
+        if position_init == "sincos":
+            grid = self.image_size // self.patch_size
+            with torch.no_grad():
+                self.pos_embed[0, 1:] = sincos_positions(grid, grid, self.width)
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> EncoderOutput:
         """Encode images.
@@ -342,6 +352,28 @@ class VisionTransformer(nn.Module):
         return last.attn.of_cls(last.norm1(x))[..., 1 + self.registers :]
 
 
+def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
+    """Sines and cosines of a patch's column, then of its row, at falling frequencies.
+
+    Args:
+        rows: Of the grid of patches.
+        columns: Of the grid of patches.
+        width: Length of an embedding, a multiple of 4.
+
+    Returns:
+        float32 [rows * columns, width], row by row, values -1 to 1.
+
+    Reference:
+        Vaswani et al., Attention is all you need, NeurIPS 2017, section 3.5, on two axes as in
+        He et al., Masked autoencoders, CVPR 2022.
+    """
+    quarter = width // 4
+    frequencies = 10_000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (x, y)]
+    return torch.cat([wave(a) for a in angles for wave in (torch.sin, torch.cos)], dim=1).float()
+
+
 def build_vit(
     arch: str,
     *,
@@ -350,6 +382,7 @@ def build_vit(
     registers: int = 0,
     layerscale_init: float = 1e-5,
     drop_path: float = 0.0,
+    position_init: PositionInit = "random",
 ) -> VisionTransformer:
     """Make a freshly initialised encoder; its weights depend on torch's random state only.
 
@@ -360,6 +393,7 @@ def build_vit(
         registers: Number of register tokens.
         layerscale_init: Initial factor of the residual branches.
         drop_path: Share of the batch that skips a residual branch in training, 0 <= it < 1.
+        position_init: How position embeddings begin, `random` or `sincos`.
 
     Raises:
         InputError: Unknown `arch`, or a size that does not fit the patch.
@@ -373,6 +407,7 @@ def build_vit(
         registers=registers,
         layerscale_init=layerscale_init,
         drop_path=drop_path,
+        position_init=position_init,
     )
 
 

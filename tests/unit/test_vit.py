@@ -230,3 +230,19 @@ def test_what_cannot_be_built_is_refused():
         build_vit("vit_nano", patch_size=14, image_size=225)
     with pytest.raises(InputError, match="drop_path is 1"):
         build_vit("vit_nano", patch_size=14, image_size=224, drop_path=1.0)
+
+
+def test_sine_and_cosine_positions_are_those_of_masked_autoencoders():
+    grid = 5
+    encoder = build_vit("vit_pico", patch_size=2, image_size=2 * grid, position_init="sincos")
+    width = encoder.width
+    expected = np.empty((grid * grid, width))
+    for patch in range(grid * grid):
+        row, column = divmod(patch, grid)
+        for k in range(width // 4):
+            angles = [place / 10_000 ** (4 * k / width) for place in (column, row)]
+            for part, angle in enumerate(angles):
+                expected[patch, part * width // 2 + k] = math.sin(angle)
+                expected[patch, part * width // 2 + width // 4 + k] = math.cos(angle)
+    np.testing.assert_allclose(encoder.pos_embed[0, 1:].detach(), expected, atol=1e-6)
+    assert 0 < encoder.pos_embed[0, 0].abs().max() < 0.1  # CLS begins as DINOv2's
