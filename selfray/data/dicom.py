@@ -166,7 +166,9 @@ def read_dicom(path: Path) -> tuple[np.ndarray, AcquisitionRecord]:
     except MemoryError:
         raise BadImage("needs more memory than there is") from None
     except OSError as cause:
-        raise BadImage(f"cannot be read from disk ({type(cause).__name__})") from None
+        raise BadImage(
+            f"cannot be read from disk ({cause.strerror or type(cause).__name__})"
+        ) from None
     except Exception as cause:
         # pydicom and its decoders raise almost any type on damaged input: ValueError, KeyError,
         # AttributeError, struct.error, EOFError, RuntimeError, NotImplementedError, ...
@@ -194,7 +196,7 @@ def _read(path: Path) -> tuple[np.ndarray, AcquisitionRecord]:
     header = pydicom.dcmread(path, force=True, specific_tags=list(_FIELDS))
     _refuse_by_header(header)
     record = _record(header)
-    stored = pixel_array(header, decoding_plugin=_decoder(header))
+    stored = _stored_values(header)
     if stored.ndim == 3:
         return stored, record
     return _to_square_pixels(_presented(stored, header), header), record
@@ -259,6 +261,21 @@ def _refuse_by_header(header: FileDataset) -> None:
         raise BadImage("is in lossy JPEG of 12 bits, for which there is no free decoder here")
     else:
         _refuse_grown_codestream(bytes(header.PixelData), rows, columns)
+
+
+def _stored_values(header: FileDataset) -> np.ndarray:
+    """Decoded pixels: integers [H, W], or [H, W, 3] if in colour.
+
+    Old machines put 12 bits at the upper end of 16. pydicom takes the lower ones whatever
+    `HighBit` says, so it is told of all up to the highest, and the unused ones are shifted out.
+    """
+    unused = 0
+    if not header.file_meta.TransferSyntaxUID.is_compressed:
+        highest = int(header.get("HighBit") or 0)
+        if header.BitsStored <= highest < header.BitsAllocated:
+            unused = highest + 1 - header.BitsStored
+            header.BitsStored = highest + 1
+    return pixel_array(header, decoding_plugin=_decoder(header)) >> unused
 
 
 def _decoder(header: FileDataset) -> str:
@@ -369,11 +386,21 @@ def _apply_window(values: np.ndarray, header: FileDataset) -> np.ndarray:
 
 def _padding(values: np.ndarray, header: FileDataset) -> np.ndarray:
     """Which stored values are padding, bool [N] (PS3.3 C.7.5.1.1.2)."""
-    bounds = [_number(header, name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
-    if bounds[0] is None:
+    first = _padding_bound(header, "PixelPaddingValue")
+    if first is None:
         return np.zeros(len(values), bool)
-    low, high = sorted((bounds[0], bounds[1] if bounds[1] is not None else bounds[0]))
+    last = _padding_bound(header, "PixelPaddingRangeLimit")
+    low, high = sorted((first, first if last is None else last))
     return (values >= low) & (values <= high)
+
+
+def _padding_bound(header: FileDataset, name: str) -> float | None:
+    """One bound, with the sign of the pixels: -2000 is often written as unsigned 63536."""
+    bound = _number(header, name)
+    if bound is not None and header.get("PixelRepresentation") == 1:
+        half = 1 << (header.BitsAllocated - 1)
+        return (bound + half) % (2 * half) - half
+    return bound
 
 
 def _to_square_pixels(pixels: np.ndarray, header: FileDataset) -> np.ndarray:

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from selfray.data.dataset import (
     SPLITS,
@@ -48,6 +48,11 @@ from selfray.data.radiograph import (
 )
 from selfray.errors import BadImage, InputError, Interrupted
 
+MAX_SIZE = 4096
+"""Pixels of the shorter side; the largest detectors of chest radiography have 3524."""
+
+MAX_WORKERS = 256
+
 SPLIT_SHARES = {"train": 0.7, "validate": 0.1, "test": 0.2}
 
 # After a kill at most this many images are decoded again.
@@ -66,6 +71,7 @@ class IngestCounts:
         quarantined: Files refused.
         reasons: How many were refused for each reason.
         passed_over: Files that are no images by name and content.
+        closed_folders: Folders that cannot be opened.
         table_rows_without_file: Rows of the table that matched nothing.
     """
 
@@ -74,6 +80,7 @@ class IngestCounts:
     quarantined: int
     reasons: dict[str, int]
     passed_over: int
+    closed_folders: int
     table_rows_without_file: int
 
     def __str__(self) -> str:
@@ -82,6 +89,8 @@ class IngestCounts:
             parts.append(f"{self.quarantined} files refused ({_listed(self.reasons)})")
         if self.passed_over:
             parts.append(f"{self.passed_over} other files passed over")
+        if self.closed_folders:
+            parts.append(f"{self.closed_folders} folders cannot be opened")
         if self.table_rows_without_file:
             parts.append(f"{self.table_rows_without_file} rows of the table have no file")
         return ", ".join(parts)
@@ -105,14 +114,16 @@ def ingest(
 
     A file that cannot be used goes to `quarantine.jsonl` with its reason, and the run goes on.
     After an interruption the same command continues. Patients come from the table, else from
-    the headers; an image without one counts as its own patient. Splits come from the table,
-    else from a hash of patient and seed: 70 % train, 10 % validate, 20 % test. Values of the
-    table win over those of a header.
+    the headers; without one, a study counts as a patient, and without that an image (copies of
+    a file are one). Splits come from the table, else from a hash of patient and seed: 70 % train,
+    10 % validate, 20 % test. Values of the table win over those of a header. A table that gives
+    patients or splits must give them for every image: two ways of naming patients, mixed, would
+    put one into two splits.
 
     Args:
         source: Folder, searched with its subfolders, links followed; hidden files are not read.
         out: Dataset directory to make; must not exist, or be empty.
-        size: Shorter side of the images, pixels, >= 64.
+        size: Shorter side of the images, pixels, 64 to 4096.
         intensity: `minmax` or `percentile`; see `radiograph.to_eight_bits`.
         table: CSV with more metadata; see `metadata_table.read_metadata_table`.
         name: Name of the dataset; that of `out` if None.
@@ -121,7 +132,7 @@ def ingest(
         seed: Of the splits.
         key_file: Secret key of the hashes, made if missing; `OUT.key` if None. Folders ingested
             with one key give one patient one hash.
-        workers: Decoding processes; one a core if None.
+        workers: Decoding processes, 1 to 256; one a core if None.
 
     Returns:
         Counts.
@@ -131,17 +142,18 @@ def ingest(
         Interrupted: SIGINT or SIGTERM; what was read is kept for the next start.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link at OUT)
-    _require_arguments(source, out, size, intensity)
-    files, passed_over = _find_images(source)
-    if not files:
+    _require_arguments(source, out, size, intensity, workers)
+    found = _find_images(source)
+    if not found.images:
         raise InputError(
-            f"{source}: no image among {passed_over} files. Give a folder with DICOM, PNG, JPEG "
+            f"{source}: no image among {found.others} files. Give a folder with DICOM, PNG, JPEG "
             "or TIFF files."
         )
-    metadata = read_metadata_table(table, files) if table else MetadataTable()
+    metadata = read_metadata_table(table, found.images) if table else MetadataTable()
     info = DatasetInfo(
         name=name or out.name,
-        origin=f"{origin}; an image without patient identifier counts as its own patient",
+        origin=f"{origin}; without patient identifier, a study or else an image counts as a "
+        "patient of its own",
         licence=licence,
         synthetic=False,
         findings=metadata.findings,
@@ -150,48 +162,68 @@ def ingest(
     )
     key_file = key_file or out.with_name(out.name + ".key")
     file_list = out.with_name(out.name + ".files.csv")
-    with _room_on_disk(out):
-        key_is_new = not key_file.exists()
+    with _room_on_disk(out), _left_as_found(key_file), _left_as_found(file_list):
         key = _key(key_file)
         writer = DatasetWriter(out, info, rows_per_shard=_ROWS_PER_SHARD)
         _require_same_command(writer, source, table, seed, key)
         hashes = _Hashes(key)
-        names = {file: hashes.of("file", file, 20) for file in files}
+        names = {file: hashes.of("file", file, 20) for file in found.images}
         _write_file_list(file_list, names)
-        with _Refusals(writer.partial / "quarantine.jsonl") as refusals:
-            done = set(writer.written("source_file")) | refusals.files
-            todo = [file for file in files if names[file] not in done]
-            jobs = [(str(source / file), size, intensity) for file in todo]
-            rows = _RowMaker(hashes, metadata, seed, writer)
-            outcomes = _with_progress(todo, each_in_processes(_decode, jobs, workers))
-            for file, outcome in _until_interrupted(outcomes, writer):
-                if isinstance(outcome, str):
-                    refusals.add(names[file], outcome)
-                    continue
-                try:
-                    writer.add(rows.row(file, names[file], *outcome))
-                except BadImage as refused:
-                    refusals.add(names[file], str(refused))
-        writer.flush()
+        rows = _RowMaker(hashes, metadata, seed, writer)
+        refused = _read_files(source, names, rows, writer, (size, intensity), workers)
         if not writer.shards:
             writer.discard()
-            file_list.unlink()
-            if key_is_new:
-                key_file.unlink()
-            raise InputError(
-                f"{source}: none of {len(files)} images can be used. "
-                f"{_listed(_by_reason(refusals.records))}."
-            )
-        dataset = writer.finish(refusals.records)
+            reasons = _listed(_by_reason(refused))
+            raise InputError(f"{source}: none of {len(names)} images can be used. {reasons}.")
+        dataset = writer.finish(refused)
         (out / _COMMAND_FILE).unlink()
     return IngestCounts(
         images=len(dataset),
         patients=dataset.info["counts"]["patients"],
-        quarantined=len(refusals.records),
-        reasons=_by_reason(refusals.records),
-        passed_over=passed_over,
+        quarantined=len(refused),
+        reasons=_by_reason(refused),
+        passed_over=found.others,
+        closed_folders=found.closed_folders,
         table_rows_without_file=metadata.unmatched,
     )
+
+
+def _read_files(
+    source: Path,
+    names: dict[str, str],
+    rows: _RowMaker,
+    writer: DatasetWriter,
+    how: tuple[int, str],
+    workers: int | None,
+) -> list[dict[str, str]]:
+    """Read what was not read before an interruption into shards.
+
+    Args:
+        source: Folder.
+        names: Hash by file.
+        rows: Makes the rows.
+        writer: Takes them; flushed at the end.
+        how: Size and intensity.
+        workers: Decoding processes.
+
+    Returns:
+        What was refused, and why.
+    """
+    with _Refusals(writer.partial / "quarantine.jsonl") as refusals:
+        done = set(writer.written("source_file")) | refusals.files
+        todo = [file for file, name in names.items() if name not in done]
+        jobs = [(str(source / file), *how) for file in todo]
+        outcomes = _with_progress(todo, each_in_processes(_decode, jobs, workers))
+        for file, outcome in _until_interrupted(outcomes, writer):
+            if isinstance(outcome, str):
+                refusals.add(names[file], outcome)
+                continue
+            try:
+                writer.add(rows.row(file, names[file], outcome))
+            except BadImage as refused:
+                refusals.add(names[file], str(refused))
+    writer.flush()
+    return refusals.records
 
 
 def _by_reason(records: list[dict[str, str]]) -> dict[str, int]:
@@ -205,11 +237,15 @@ def _listed(reasons: dict[str, int]) -> str:
     return "; ".join(parts[:5]) + ("; …" if len(parts) > 5 else "")
 
 
-def _require_arguments(source: Path, out: Path, size: int, intensity: str) -> None:
+def _require_arguments(
+    source: Path, out: Path, size: int, intensity: str, workers: int | None
+) -> None:
     if not source.is_dir():
         raise InputError(f"{source} is not a directory. Give the folder with the radiographs.")
-    if size < MIN_SIDE:
-        raise InputError(f"size is {size}. Allowed: {MIN_SIDE} or more.")
+    if not MIN_SIDE <= size <= MAX_SIZE:
+        raise InputError(f"size is {size}. Allowed: {MIN_SIDE} to {MAX_SIZE}.")
+    if workers is not None and not 1 <= workers <= MAX_WORKERS:
+        raise InputError(f"workers is {workers}. Allowed: 1 to {MAX_WORKERS}.")
     if intensity not in INTENSITIES:
         raise InputError(f"intensity is {intensity!r}. Allowed: {', '.join(INTENSITIES)}.")
     if out.is_relative_to(source.resolve()):
@@ -217,42 +253,67 @@ def _require_arguments(source: Path, out: Path, size: int, intensity: str) -> No
     require_empty(out)
 
 
-def _find_images(source: Path) -> tuple[list[str], int]:
-    """Paths of images below a folder, sorted, with `/`; and the number of other files."""
-    found, others = [], 0
-    seen: set[tuple[int, int]] = set()
-    folders = [source]
-    while folders:
-        folder = folders.pop()
-        try:
-            status = folder.stat()
-            entries = sorted(folder.iterdir())
-        except OSError:
-            others += 1
-            continue
-        if (status.st_dev, status.st_ino) in seen:  # a link back up, or to a folder seen before
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name.upper() == "DICOMDIR":
+@dataclass(frozen=True)
+class _Found:
+    """What is below a folder.
+
+    Attributes:
+        images: Their paths below the folder, sorted, with `/`.
+        others: Number of other files.
+        closed_folders: Number of folders that cannot be opened.
+    """
+
+    images: list[str]
+    others: int
+    closed_folders: int
+
+
+def _find_images(source: Path) -> _Found:
+    from tqdm import tqdm
+
+    images: list[str] = []
+    others = closed = 0
+    folders, seen = [source], set()
+    with tqdm(unit="file", desc="looking", disable=None, leave=False) as bar:
+        while folders:
+            folder = folders.pop()
+            try:
+                status = folder.stat()
+                entries = sorted(folder.iterdir())
+            except OSError:
+                closed += 1
                 continue
-            if entry.is_dir():
-                folders.append(entry)
-            elif _is_image(entry):
-                found.append(entry.relative_to(source).as_posix())
-            else:
-                others += 1
-    return sorted(found), others
+            if (status.st_dev, status.st_ino) in seen:  # a link back up, or to a folder seen before
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name.upper() == "DICOMDIR":
+                    continue
+                kind = _kind(entry)
+                if kind == "folder":
+                    folders.append(entry)
+                elif kind == "image":
+                    images.append(entry.relative_to(source).as_posix())
+                else:
+                    others += 1
+            bar.update(len(entries))
+    return _Found(sorted(images), others, closed)
 
 
-def _is_image(path: Path) -> bool:
+def _kind(path: Path) -> str:
+    """`folder`, `image`, or `other`, which is no image by name and content."""
+    named_as_image = path.suffix.lower() in _IMAGE_SUFFIXES
     try:
-        # A fifo or a device would block or never end.
-        return path.is_file() and (
-            path.suffix.lower() in _IMAGE_SUFFIXES or image_format(path) is not None
-        )
+        if path.is_dir():
+            return "folder"
+        if path.is_file():
+            return "image" if named_as_image or image_format(path) is not None else "other"
+        if path.exists():  # a pipe or a device would block or never end
+            return "other"
     except OSError:
-        return path.suffix.lower() in _IMAGE_SUFFIXES
+        pass
+    # What cannot be opened is quarantined where its name says that an image is lost.
+    return "image" if named_as_image else "other"
 
 
 # By suffix, so that a damaged image is quarantined rather than passed over; else by content.
@@ -261,15 +322,27 @@ _IMAGE_SUFFIXES = frozenset(
 )
 
 
-def _decode(job: tuple[str, int, str]) -> tuple[bytes, AcquisitionRecord] | str:
-    """In a worker: one file → PNG and record, or the reason why not."""
+class _Decoded(NamedTuple):
+    """One image as it comes from a worker."""
+
+    png: bytes
+    record: AcquisitionRecord
+    file_sha256: str
+
+
+def _decode(job: tuple[str, int, str]) -> _Decoded | str:
+    """In a worker: one file → image and record, or the reason why not."""
     path, size, intensity = job
     try:
         radiograph = read_radiograph(Path(path))
         pixels = to_eight_bits(resize_shorter_side(radiograph.pixels, size), intensity)
-        return encode_png(pixels), radiograph.record
+        with Path(path).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return _Decoded(encode_png(pixels), radiograph.record, digest)
     except BadImage as refused:
         return str(refused)
+    except OSError as cause:
+        return f"cannot be read from disk ({cause.strerror})"
     except MemoryError:
         return "needs more memory than there is"
 
@@ -296,36 +369,44 @@ class _RowMaker:
         written = (writer.written(column) for column in ("patient_id", "split"))
         self._split_of: dict[str, str] = dict(zip(*written, strict=True))
 
-    def row(self, file: str, name: str, png: bytes, record: AcquisitionRecord) -> dict[str, Any]:
+    def row(self, file: str, name: str, decoded: _Decoded) -> dict[str, Any]:
         """One row.
 
         Raises:
-            BadImage: The table gives splits, but none for this image, or for its patient another.
+            BadImage: The table gives patients or splits, but none for this image, or for its
+                patient another split.
         """
         known = self._metadata.of(file)
-        patient_key = known.get("patient_id") or record.patient_key
-        # Two kinds, so that a file name can never fall together with an identifier.
-        patient = (
-            self._hashes.of("patient", patient_key)
-            if patient_key
-            else self._hashes.of("patient of file", file)
-        )
-        study_key = known.get("study_id") or record.study_key
+        study_key = known.get("study_id") or decoded.record.study_key
+        patient = self._patient(known, study_key, decoded)
         study = self._hashes.of("study", f"{patient}\0{study_key or file}")
         header = {
-            column: getattr(record, column)
+            column: getattr(decoded.record, column)
             for column in ("view", "sex", "age_years", "weight_kg", "bmi")
         }
         return {
             **header,
             **known,
-            "image": png,
+            "image": decoded.png,
             "image_id": self._hashes.of("image", file),
             "patient_id": patient,
             "study_id": study,
             "split": self._split(patient, known),
             "source_file": name,
         }
+
+    def _patient(self, known: dict[str, Any], study_key: str | None, decoded: _Decoded) -> str:
+        if self._metadata.gives_patients and "patient_id" not in known:
+            raise BadImage("has no patient_id in the table, which gives the patients")
+        # Kinds, so that a study or a file can never fall together with an identifier.
+        for kind, value in (
+            ("patient", known.get("patient_id") or decoded.record.patient_key),
+            ("patient of study", study_key),
+        ):
+            if value:
+                return self._hashes.of(kind, value)
+        # By content and not by name: a copy in another folder stays in the same split.
+        return self._hashes.of("patient of file", decoded.file_sha256)
 
     def _split(self, patient: str, known: dict[str, Any]) -> str:
         if not self._metadata.gives_splits:
@@ -353,10 +434,7 @@ def _key(path: Path) -> bytes:
     """The secret key of the hashes; made, readable by its owner alone, if it is missing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _create_private(path) as file:
-            file.write(secrets.token_hex(32) + "\n")
-    except FileExistsError:
-        pass
+        _make_key(path)
     except OSError as cause:
         raise InputError(f"{path}: the key cannot be written ({cause.strerror})") from None
     try:
@@ -369,6 +447,31 @@ def _key(path: Path) -> bytes:
             "at which to make one."
         )
     return key.encode()
+
+
+def _make_key(path: Path) -> None:
+    try:
+        file = _create_private(path)
+    except FileExistsError:
+        return
+    try:
+        with file:
+            file.write(secrets.token_hex(32) + "\n")
+    except OSError:
+        path.unlink()  # a full disk leaves it empty, and no later start could use it
+        raise
+
+
+@contextmanager
+def _left_as_found(path: Path) -> Iterator[None]:
+    """Remove a file that is made here when the input turns out to be wrong."""
+    existed = path.exists()
+    try:
+        yield
+    except InputError:
+        if not existed:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _require_same_command(

@@ -28,12 +28,14 @@ class MetadataTable:
     Attributes:
         findings: Names of the finding columns, in the order of the table.
         gives_splits: Whether the table says which split a patient is in.
+        gives_patients: Whether the table says which patient an image is of.
         rows: By file (path below the ingested folder, with `/`), the values that are known.
         unmatched: Rows of the table for which there is no file.
     """
 
     findings: tuple[str, ...] = ()
     gives_splits: bool = False
+    gives_patients: bool = False
     rows: dict[str, dict[str, Any]] | None = None
     unmatched: int = 0
 
@@ -51,7 +53,8 @@ def read_metadata_table(path: Path, files: Iterable[str]) -> MetadataTable:
     and BMIs that are not positive, count as unknown.
 
     Args:
-        path: UTF-8 CSV.
+        path: UTF-8 CSV, separated by commas, or by semicolons or tabs, with which decimal commas
+            are usual.
         files: Paths below the ingested folder, with `/`.
 
     Raises:
@@ -60,7 +63,9 @@ def read_metadata_table(path: Path, files: Iterable[str]) -> MetadataTable:
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as source:
-            header, *lines = list(csv.reader(source, strict=True)) or [[]]
+            delimiter = max(",;\t", key=source.readline().count)
+            source.seek(0)
+            header, *lines = list(csv.reader(source, strict=True, delimiter=delimiter)) or [[]]
     except OSError as cause:
         raise InputError(f"--table {path}: cannot be read ({cause.strerror})") from None
     except (UnicodeDecodeError, csv.Error):
@@ -94,7 +99,13 @@ def read_metadata_table(path: Path, files: Iterable[str]) -> MetadataTable:
             "below the folder, or file names."
         )
     _require_one_split_a_patient(path, rows)
-    return MetadataTable(tuple(findings), "split" in header, rows, len(records) - len(rows))
+    return MetadataTable(
+        findings=tuple(findings),
+        gives_splits="split" in header,
+        gives_patients="patient_id" in header,
+        rows=rows,
+        unmatched=len(records) - len(rows),
+    )
 
 
 def _require_header(path: Path, header: list[str]) -> None:
@@ -107,7 +118,7 @@ def _require_header(path: Path, header: list[str]) -> None:
 
 
 def _finding_columns(path: Path, header: list[str], records: list[dict[str, str]]) -> list[str]:
-    findings = []
+    findings, unknown = [], []
     for name in header:
         if name in KNOWN_COLUMNS:
             continue
@@ -117,12 +128,13 @@ def _finding_columns(path: Path, header: list[str], records: list[dict[str, str]
                 f"--table {path}: finding {name!r} holds -1 (uncertain). Allowed: 1, 0 and empty. "
                 "Decide which of them uncertain shall be."
             )
-        if not values <= set(_LABELS):
-            raise InputError(
-                f"--table {path}: unknown column {name!r}. {nearest(name, KNOWN_COLUMNS)} "
-                "A finding column holds 1, 0 and empty only."
-            )
-        findings.append(name)
+        (findings if values <= set(_LABELS) else unknown).append(name)
+    if unknown:
+        raise InputError(
+            f"--table {path}: unknown column{'s' * (len(unknown) > 1)} "
+            f"{', '.join(map(repr, unknown))}. {nearest(unknown[0], KNOWN_COLUMNS)} "
+            "A finding column holds 1, 0 and empty only."
+        )
     return findings
 
 
@@ -170,7 +182,7 @@ def _values(where: str, record: dict[str, str], findings: list[str]) -> dict[str
 
 def _number(where: str, text: str, largest: float) -> float | None:
     try:
-        number = float(text)
+        number = float(text.replace(",", "."))
     except ValueError:
         raise InputError(f"{where}: is no number") from None
     return number if 0 <= number <= largest and (number > 0 or largest == 120) else None

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MIN_SIDE = 64
 """Shortest side read, in pixels: below it a chest radiograph is a thumbnail or an icon."""
 
+MAX_ASPECT = 5
+"""Largest length of the longer side in lengths of the shorter: that of the whole spine has 3."""
+
 INTENSITIES = ("minmax", "percentile")
 
 # A gray image stored in colour comes back from JPEG's YCbCr within 3 levels of gray (rounding).
@@ -30,6 +33,8 @@ _RASTER_MAGIC = {
     b"\xff\xd8\xff": "JPEG",
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",  # BigTIFF
+    b"MM\0+": "TIFF",
 }
 _DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
 
@@ -78,7 +83,9 @@ def read_radiograph(path: Path) -> Radiograph:
     try:
         format_ = image_format(path)
     except OSError as cause:
-        raise BadImage(f"cannot be read from disk ({type(cause).__name__})") from None
+        raise BadImage(
+            f"cannot be read from disk ({cause.strerror or type(cause).__name__})"
+        ) from None
     if format_ == "DICOM":
         from selfray.data.dicom import read_dicom
 
@@ -92,6 +99,9 @@ def read_radiograph(path: Path) -> Radiograph:
     if min(pixels.shape) < MIN_SIDE:
         height, width = pixels.shape
         raise BadImage(f"is {width} × {height} pixels; the shorter side must have {MIN_SIDE}")
+    if max(pixels.shape) > MAX_ASPECT * min(pixels.shape):
+        # Its shorter side at the size asked for, the longer one would fill the memory.
+        raise BadImage(f"is over {MAX_ASPECT} times as long as wide: no radiograph")
     if not np.isfinite(pixels).all():
         raise BadImage("holds values that are not finite")
     if pixels.min() == pixels.max():
@@ -178,7 +188,7 @@ def _read_raster(path: Path, format_: str) -> tuple[np.ndarray, AcquisitionRecor
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=[format_]) as image:
-                return _raster_pixels(image)
+                return _raster_pixels(image, path)
     except BadImage:
         raise
     except MemoryError:
@@ -191,7 +201,7 @@ def _read_raster(path: Path, format_: str) -> tuple[np.ndarray, AcquisitionRecor
         raise BadImage(f"{format_} is damaged or cut off ({type(cause).__name__})") from None
 
 
-def _raster_pixels(image: Image.Image) -> tuple[np.ndarray, AcquisitionRecord]:
+def _raster_pixels(image: Image.Image, path: Path) -> tuple[np.ndarray, AcquisitionRecord]:
     from PIL import ImageOps
 
     from selfray.data.dicom import MAX_PIXELS, AcquisitionRecord
@@ -203,6 +213,8 @@ def _raster_pixels(image: Image.Image) -> tuple[np.ndarray, AcquisitionRecord]:
         raise BadImage("has several pages; a radiograph has one")
     if image.mode == "1":
         raise BadImage("has one bit a pixel")
+    if _is_deep_colour_png(path):
+        return _deep_colour_pixels(path), AcquisitionRecord(bits=16, photometric=image.mode)
     image = ImageOps.exif_transpose(image)
     record = AcquisitionRecord(bits=16 if image.mode.startswith("I") else 8, photometric=image.mode)
     if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
@@ -213,10 +225,27 @@ def _raster_pixels(image: Image.Image) -> tuple[np.ndarray, AcquisitionRecord]:
     return np.asarray(image.convert("RGB")), record
 
 
+def _is_deep_colour_png(path: Path) -> bool:
+    """Whether a file is a PNG of 16 bits a channel with colours or transparency."""
+    with path.open("rb") as file:
+        head = file.read(26)  # signature, length and name of IHDR, sizes, bits, colour type
+    return _RASTER_MAGIC.get(head[:8]) == "PNG" and head[24] == 16 and head[25] != 0
+
+
+def _deep_colour_pixels(path: Path) -> np.ndarray:
+    """Such a PNG by OpenCV, since Pillow keeps the upper 8 bits only: uint16 [H, W, 3]."""
+    import cv2
+
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.ndim != 3:
+        raise BadImage("PNG is damaged or cut off")
+    return _without_alpha(pixels) if pixels.shape[2] == 4 else pixels
+
+
 def _without_alpha(rgba: np.ndarray) -> np.ndarray:
-    """Put an image with transparency [H, W, 4] on black: uint8 [H, W, 3]."""
-    alpha = rgba[..., 3:].astype(np.float32) / 255
-    return np.rint(rgba[..., :3] * alpha).astype(np.uint8)
+    """Put an image with transparency [H, W, 4] on black: [H, W, 3] of the same type."""
+    alpha = rgba[..., 3:].astype(np.float32) / np.iinfo(rgba.dtype).max
+    return np.rint(rgba[..., :3] * alpha).astype(rgba.dtype)
 
 
 def _gray_of_colour(pixels: np.ndarray) -> np.ndarray:
@@ -225,7 +254,8 @@ def _gray_of_colour(pixels: np.ndarray) -> np.ndarray:
     Raises:
         BadImage: It is in colour.
     """
-    white = float(np.iinfo(pixels.dtype).max)
+    # Of 16 bits often 12 are in use.
+    white = 255.0 if pixels.dtype == np.uint8 else max(1.0, float(pixels.max()))
     spread = (pixels.max(axis=2) - pixels.min(axis=2)) / white
     if (spread > COLOURED_SPREAD).mean() > COLOURED_SHARE:
         raise BadImage("is in colour: no radiograph")

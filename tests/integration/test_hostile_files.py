@@ -189,12 +189,18 @@ def test_one_archive_of_hell_is_ingested_to_the_end(tmp_path, originals):
     Image.new("L", (100, 100)).save(source / "black.png")
     Image.fromarray(load_sample_image("china.jpg")).save(source / "photo.jpg")
     counts = ingest(source, tmp_path / "out", size=64, workers=1)
-    assert (counts.images, counts.patients, counts.quarantined) == (2, 2, 4)
-    assert counts.passed_over == 2
+    assert (counts.images, counts.patients, counts.quarantined) == (2, 2, 5)
+    assert counts.passed_over == 1
     records = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
     reasons = sorted(json.loads(record)["reason"] for record in records)
-    expected = ["constant", "cut off|no pixel data|lacks", "in colour", "no DICOM image|no DICOM,"]
-    assert len(reasons) == 4
+    expected = [
+        "constant",
+        "cut off|no pixel data|lacks",
+        "in colour",
+        "no DICOM image|no DICOM,",
+        "No such file",
+    ]
+    assert len(reasons) == 5
     for pattern in expected:
         assert any(re.search(pattern, reason) for reason in reasons), (pattern, reasons)
 

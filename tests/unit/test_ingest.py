@@ -102,8 +102,8 @@ def test_a_patient_keeps_its_split_whatever_else_is_in_the_archive():
 
 
 def test_the_table_wins_over_the_header_and_gives_findings_and_splits(archive, tmp_path):
-    lines = ["file,split,sex,effusion,patient_id"]
-    lines += [f"{number},{SPLITS[number % 3]},M,{number % 2},P{number % 3}" for number in range(6)]
+    lines = ["file,split,sex,effusion"]
+    lines += [f"{number},{SPLITS[number % 3]},M,{number % 2}" for number in range(6)]
     (tmp_path / "t.csv").write_text("\n".join(lines))
     counts = ingest(archive, tmp_path / "out", size=64, table=tmp_path / "t.csv", workers=1)
     assert counts.images == 6
@@ -177,14 +177,108 @@ def test_folders_that_hold_no_image_and_places_that_cannot_be_written_are_refuse
         ingest(tmp_path / "black", tmp_path / "out", workers=1)
     assert not list(tmp_path.glob("out*"))
     for arguments, message in (
-        ({"size": 32}, "64 or more"),
+        ({"size": 32}, "64 to 4096"),
+        ({"size": 100_000}, "64 to 4096"),
+        ({"workers": 0}, "workers is 0. Allowed: 1 to 256"),
+        ({"workers": -1}, "1 to 256"),
         ({"intensity": "max"}, "minmax, percentile"),
     ):
         with pytest.raises(InputError, match=message):
             ingest(tmp_path / "black", tmp_path / "out", **arguments)
+    assert not list(tmp_path.glob("out*"))
     (tmp_path / "short.key").write_text("abc")
     with pytest.raises(InputError, match="holds no key"):
         ingest(tmp_path / "black", tmp_path / "out", key_file=tmp_path / "short.key")
+
+
+def test_what_is_refused_on_the_way_leaves_no_key_behind(archive, tmp_path, monkeypatch):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="no unfinished dataset"):
+        ingest(archive, tmp_path / "out", workers=1)
+
+    def on_a_full_disk(path):
+        path.touch()
+        return Path("/dev/full").open("w")
+
+    monkeypatch.setattr(ingest_module, "_create_private", on_a_full_disk)
+    with pytest.raises(InputError, match=r"key cannot be written \(No space left"):
+        ingest(archive, tmp_path / "other", workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+
+
+def test_pipes_devices_broken_links_and_closed_folders_neither_hang_nor_vanish(
+    tmp_path, monkeypatch
+):
+    source = tmp_path / "source"
+    (source / "sub" / "closed").mkdir(parents=True)
+    Image.fromarray(soft_image().astype(np.uint8)).save(source / "sub" / "röntgen\n\udcff.png")
+    os.mkfifo(source / "pipe.png")
+    (source / "device.dcm").symlink_to("/dev/zero")
+    (source / "gone.png").symlink_to("nowhere")
+    (source / "itself.png").symlink_to("itself.png")
+    (source / "sub" / "loop").symlink_to(source)
+
+    original = Path.iterdir
+
+    def refused(path):
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    counts = ingest(source, tmp_path / "out", size=64, workers=1)
+    assert (counts.images, counts.quarantined, counts.passed_over) == (1, 2, 2)
+    assert all(reason.startswith("cannot be read from disk (") for reason in counts.reasons)
+    assert "1 folders cannot be opened" in str(counts)
+
+
+def test_a_path_too_long_to_open_does_not_end_the_run(tmp_path, monkeypatch):
+    Image.fromarray(soft_image().astype(np.uint8)).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(20):
+        Path("x" * 250).mkdir()
+        os.chdir("x" * 250)
+    assert ingest_module._find_images(tmp_path).images == ["a.png"]
+
+
+def patients(source: Path, out: Path, **arguments) -> dict[str, str]:
+    """Hash of the patient by file name."""
+    ingest(source, out, size=64, workers=1, **arguments)
+    dataset = RadiographDataset(out)
+    with out.with_name(f"{out.name}.files.csv").open() as listed:
+        names = dict(line.strip().split(",") for line in listed)
+    pairs = zip(dataset.column("source_file"), dataset.column("patient_id"), strict=True)
+    return {names[file]: patient for file, patient in pairs}
+
+
+def test_images_of_one_patient_share_a_hash_however_the_patient_is_named(tmp_path):
+    source = tmp_path / "source"
+    (source / "copies").mkdir(parents=True)
+    pixels = soft_image()
+    # Spaces around an identifier do not count (PS3.5 6.2, LO); capitals do.
+    for number, identifier in enumerate(("P17", " P17", "P17  ", "p17")):
+        write_dicom(source / f"p{number}.dcm", pixels, PatientID=identifier)
+    for number, study in enumerate(("1.2.3", "1.2.3", "1.2.4")):  # without an identifier
+        write_dicom(source / f"s{number}.dcm", soft_image(seed=number), StudyInstanceUID=study)
+    for name, seed in (("a.png", 1), ("copies/a.png", 1), ("b.png", 2)):
+        Image.fromarray(soft_image(seed=seed).astype(np.uint8)).save(source / name)
+    of = patients(source, tmp_path / "out")
+    assert of["p0.dcm"] == of["p1.dcm"] == of["p2.dcm"] != of["p3.dcm"]
+    assert of["s0.dcm"] == of["s1.dcm"] != of["s2.dcm"]
+    assert of["a.png"] == of["copies/a.png"] != of["b.png"]
+    assert len(set(of.values())) == 6
+
+
+def test_a_table_that_names_patients_must_name_all_of_them(archive, tmp_path):
+    """Or a patient whose other images are named by their header could be in two splits."""
+    lines = ["file,patient_id", "0,P", "1,P", "2,Q", "3,"]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    of = patients(archive, tmp_path / "out", table=tmp_path / "t.csv")
+    assert of["Doe^Jane0/0.dcm"] == of["Doe^Jane1/1.dcm"] != of["Doe^Jane2/2.dcm"]
+    assert len(of) == 3
+    refused = (tmp_path / "out" / "quarantine.jsonl").read_text()
+    assert refused.count("has no patient_id in the table, which gives the patients") == 4
 
 
 FULL_DISK = """

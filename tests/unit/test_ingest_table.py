@@ -1,5 +1,6 @@
 """The table of `ingest --table` is matched by name, and what is wrong in it is named."""
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,15 @@ def test_a_file_with_a_byte_order_mark_and_semicolon_free_blank_lines_is_read(tm
     assert read_metadata_table(tmp_path / "t.csv", FILES).of("a/one.png") == {"sex": "F"}
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_what_spreadsheets_write_where_commas_are_decimal_is_read(tmp_path, delimiter):
+    lines = ["file,weight_kg,report,effusion", 'one,"70,5","Two\nlines, a comma",1']
+    text = "\n".join(lines).replace(",", delimiter).replace(f"70{delimiter}5", "70,5")
+    read = read_metadata_table(table(tmp_path, text), FILES)
+    report = f"Two\nlines{delimiter} a comma"
+    assert read.of("a/one.png") == {"weight_kg": 70.5, "report": report, "effusion": 1}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -57,6 +67,7 @@ def test_a_file_with_a_byte_order_mark_and_semicolon_free_blank_lines_is_read(tm
         ("path,sex\none,F\n", "has no column 'file'"),
         ("file,sex,sex\none,F,F\n", "'sex' is there twice"),
         ("file,age_year\none,61\n", "unknown column 'age_year'. Did you mean 'age_years'?"),
+        ("file,age_year,hb\none,61,13\n", "unknown columns 'age_year', 'hb'. Did you mean"),
         ("file,effusion\none,-1\nthree,1\n", "finding 'effusion' holds -1"),
         ("file,effusion\none,yes\n", "unknown column 'effusion'"),
         ("file,sex\ntwo.png,F\n", "row 2: 2 files have this name"),
@@ -81,6 +92,12 @@ def test_what_is_wrong_with_a_table_is_said_in_one_line(tmp_path, text, message)
 def test_a_table_that_is_missing_or_not_text_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_metadata_table(tmp_path / "missing.csv", FILES)
-    (tmp_path / "t.csv").write_bytes(b"file,\xff\xfe\n")
-    with pytest.raises(InputError, match="is no CSV in UTF-8"):
-        read_metadata_table(tmp_path / "t.csv", FILES)
+    with zipfile.ZipFile(tmp_path / "t.xlsx", "w", zipfile.ZIP_DEFLATED) as spreadsheet:
+        spreadsheet.writestr("xl/worksheets/sheet1.xml", "<c>file</c>" * 99)
+    (tmp_path / "latin.csv").write_bytes(b"file,\xff\xfe\n")
+    (tmp_path / "utf16.csv").write_text("file,sex\none,F\n", encoding="utf-16")
+    for name in ("t.xlsx", "latin.csv", "utf16.csv"):
+        with pytest.raises(InputError, match="is no CSV in UTF-8"):
+            read_metadata_table(tmp_path / name, FILES)
+    with pytest.raises(InputError, match="Is a directory"):
+        read_metadata_table(tmp_path, FILES)

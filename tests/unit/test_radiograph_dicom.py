@@ -140,6 +140,34 @@ def test_bits_above_those_stored_do_not_count(tmp_path):
     np.testing.assert_array_equal(dirty, clean)
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_bits_at_the_upper_end_are_those_stored(tmp_path, signed):
+    stored = soft_image(white=4000).astype(np.int16 if signed else np.uint16)
+    stored -= 2000 * signed
+    fields = {"WindowCenter": 1500 - 2000 * signed, "WindowWidth": 1000}
+    expected = read_radiograph(write_dicom(tmp_path / "a.dcm", stored, **fields)).pixels
+    noise = np.random.default_rng(0).integers(0, 16, stored.shape).astype(stored.dtype)
+    path = write_dicom(tmp_path / "b.dcm", (stored << 4) | noise, HighBit=15, **fields)
+    np.testing.assert_array_equal(read_radiograph(path).pixels, expected)
+
+
+def test_twelve_signed_bits_in_sixteen_keep_their_sign(tmp_path):
+    stored = soft_image(white=4000).astype(np.int16) - 2000
+    path = write_dicom(tmp_path / "a.dcm", stored & 0x0FFF)  # the sign is bit 11 alone
+    np.testing.assert_array_equal(read_radiograph(path).pixels, stored)
+
+
+def test_padding_of_signed_pixels_is_known_when_written_as_unsigned(tmp_path):
+    stored = soft_image(white=1000).astype(np.int16)
+    stored[:20] = -2000
+    header = dicom_dataset(stored, bits=16)
+    header.add_new("PixelPaddingValue", "US", 63536)
+    header.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    raw = (tmp_path / "a.dcm").read_bytes()
+    assert struct.pack("<HH2sHH", 0x0028, 0x0120, b"US", 2, 63536) in raw
+    assert read_radiograph(tmp_path / "a.dcm").pixels.min() == stored[20:].min()
+
+
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_padding_becomes_the_darkest_and_does_not_set_the_range(tmp_path, photometric):
     stored = soft_image(white=1000) + 500
@@ -267,6 +295,7 @@ def test_other_encodings_of_the_header_give_the_same_pixels(tmp_path, syntax):
 REFUSED = {
     "CT": ({"Modality": "CT"}, "radiography"),
     "several frames": ({"NumberOfFrames": 2}, "several frames"),
+    "report": ({"Modality": "SR"}, "radiography"),
     "palette": ({"PhotometricInterpretation": "PALETTE COLOR"}, "palette"),
     "32 bits": ({"BitsAllocated": 32}, "neither 8 nor 16"),
     "no rows": ({"Rows": None}, "lacks Rows"),
@@ -307,3 +336,21 @@ def test_colour_secondary_captures_are_refused_and_gray_ones_read(tmp_path):
     header.PlanarConfiguration = 0
     header.save_as(tmp_path / "a.dcm", implicit_vr=True, little_endian=True)
     np.testing.assert_array_equal(read_radiograph(tmp_path / "a.dcm").pixels, gray)
+
+
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL"])
+@pytest.mark.parametrize("by_plane", [0, 1])
+def test_a_gray_image_in_any_colour_space_and_layout_is_read(tmp_path, photometric, by_plane):
+    gray = soft_image(white=255).astype(np.uint8)
+    chroma = gray if photometric == "RGB" else np.full_like(gray, 128)
+    layers = np.stack([gray, chroma, chroma], axis=0 if by_plane else 2)
+    path = write_dicom(
+        tmp_path / "a.dcm",
+        gray,
+        bits=8,
+        SamplesPerPixel=3,
+        PhotometricInterpretation=photometric,
+        PlanarConfiguration=by_plane,
+        PixelData=layers.tobytes(),
+    )
+    np.testing.assert_allclose(read_radiograph(path).pixels, gray, atol=1)
