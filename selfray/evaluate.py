@@ -137,13 +137,14 @@ def evaluate(
             if other is not one and baseline in (None, other.encoder):
                 lines.extend(_difference_lines(one, other, benchmark))
     _write_predictions(out / "predictions.parquet", judged, benchmark)
-    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-    write_atomically(out / "results.jsonl", text.encode())
     command = ["selfray", "evaluate", *encoders, "--data", str(data), "--out", str(out)]
     command += ["--tasks", *tasks, "--seed", str(seed)]
     command += ["--baseline", baseline] if baseline else []
     description = _describe(judged, benchmark, tasks, baseline, shlex.join(command))
     write_atomically(out / "evaluation.json", json.dumps(description, indent=2).encode())
+    # Last, because its presence says that the evaluation is complete.
+    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    write_atomically(out / "results.jsonl", text.encode())
     return out
 
 
@@ -152,6 +153,11 @@ def _require_valid(
 ) -> None:
     if not encoders:
         raise InputError("no encoder was given. Name at least one, e.g. pixels:pca.")
+    for encoder in encoders:
+        if not encoder.isprintable():
+            raise InputError(
+                f"encoder {encoder!a} holds a character that cannot be printed. Rename it."
+            )
     for task in tasks:
         if task not in TASKS:
             raise InputError(f"task {task!r} is unknown. {nearest(task, TASKS)}")
@@ -337,12 +343,13 @@ def _line(
     return line
 
 
-def _set_value(line: dict[str, Any], value: float, distribution: np.ndarray) -> dict[str, Any]:
+def _set_value(line: dict[str, Any], value: float, distribution: np.ndarray) -> None:
     bounds = interval(distribution)
-    for name, number in (("value", value), ("ci_low", bounds.low), ("ci_high", bounds.high)):
-        line[name] = None if math.isnan(number) else number
+    numbers = {"value": value}
+    if line["n_patients"] > 1:  # one patient is the same in every resample: no width, not certainty
+        numbers |= {"ci_low": bounds.low, "ci_high": bounds.high}
+    line |= {name: None if math.isnan(number) else number for name, number in numbers.items()}
     line["resamples_left_out"] = bounds.left_out
-    return line
 
 
 def _result_lines(judged: _Judged, benchmark: _Benchmark) -> list[dict[str, Any]]:

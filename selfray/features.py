@@ -235,13 +235,16 @@ def extract_features(
                 _flush(partial, arrays, stop)
                 flushed = stop
     columns = [name for name in dataset.table.column_names if name not in _PIXEL_COLUMNS]
-    pq.write_table(dataset.table.select(columns), partial / "rows.parquet")
+    rows = pa.BufferOutputStream()
+    pq.write_table(dataset.table.select(columns), rows)
+    write_atomically(partial / "rows.parquet", rows.getvalue().to_pybytes())
     write_atomically(partial / "manifest.json", json.dumps(manifest, indent=2).encode())
-    for name in ("plan.json", "progress.json"):
-        (partial / name).unlink()
     if out.exists():
         out.rmdir()
     partial.rename(out)
+    # Only now: without its plan, a partial directory could not be taken up again.
+    for name in ("plan.json", "progress.json"):
+        (out / name).unlink()
     return out
 
 

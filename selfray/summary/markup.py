@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 from typing import Any
+from unicodedata import category
 
 PHANTOM = "Synthetic phantom"
 
 
 def printable(text: str) -> str:
-    """Text with a replacement mark for each control character."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+    """Text with a replacement mark for each control character; spaces of any width stay."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" or category(c) == "Zs" else "�" for c in text
+    )
 
 
 def escaped(value: Any) -> str:
@@ -39,6 +42,11 @@ def figure(content: str, caption: str, *, kind: str = "") -> str:
 def listed(names: Iterable[str]) -> str:
     """Finding names as words: `pleural_effusion` is pleural effusion."""
     return ", ".join(printable(name).replace("_", " ") for name in names)
+
+
+def enumerated(items: list[str]) -> str:
+    """One, two and three."""
+    return " and ".join(filter(None, (", ".join(items[:-1]), items[-1])))
 
 
 def shortened(name: str, most: int = 30) -> str:

@@ -75,12 +75,10 @@ def _title(inputs: Inputs) -> str:
 def _header(title: str, inputs: Inputs) -> str:
     parts = [_banner(inputs), '<p class="kicker">selfray summary</p>', f"<h1>{escaped(title)}</h1>"]
     for evaluation in inputs.evaluations:
-        opening, sentences = evaluation_verdict(evaluation)
-        items = "".join(
-            f"<li><b>{escaped(who)}:</b> {escaped(outcome)}.</li>" for who, outcome in sentences
-        )
-        items = items or "<li>No paired comparison with an interval is recorded.</li>"
-        parts.append(f'<p class="lede">{escaped(opening)}</p><ul class="verdict">{items}</ul>')
+        opening, claims = evaluation_verdict(evaluation)
+        items = "".join(f"<li><b>{escaped(who)}:</b> {escaped(told)}.</li>" for who, told in claims)
+        verdict = f'<ul class="verdict">{items}</ul>' if items else ""
+        parts.append(f'<p class="lede">{escaped(opening)}</p>{verdict}')
     if not inputs.evaluations:
         parts += [f'<p class="lede">{escaped(run_verdict(run))}</p>' for run in inputs.runs]
     parts.append(facts(_data_facts(inputs)))
@@ -207,7 +205,7 @@ def _run_provenance(run: Run) -> str:
     ]
     config = json.dumps(run.config, indent=2, ensure_ascii=False)
     return (
-        f"<h3>Run {escaped(run.path.resolve().name)}</h3>{command(environment.get('command'))}"
+        f"<h3>Run: {escaped(run.path.resolve().name)}</h3>{command(environment.get('command'))}"
         + facts([(name, escaped(value)) for name, value in told if value])
         + "<details><summary>Every setting of the run</summary>"
         + f"<pre>{escaped(config)}</pre></details>"
@@ -228,7 +226,7 @@ def _evaluation_provenance(evaluation: Evaluation) -> str:
         ("Directory", evaluation.path),
     ]
     name = escaped(evaluation.path.resolve().name)
-    return f"<h3>Evaluation {name}</h3>{command(info.get('command'))}" + facts(
+    return f"<h3>Evaluation: {name}</h3>{command(info.get('command'))}" + facts(
         [(name, escaped(value)) for name, value in told if value]
     )
 

@@ -36,7 +36,8 @@ class Example:
         radiograph: After the encoder's preprocessing, uint8 [S, S].
         attention: CLS in the last block, mean over heads, uint8 [S, S, 3] RGB.
         heads: Each head likewise.
-        patches: First three principal components of the patch tokens as RGB, uint8 [S, S, 3].
+        patches: First three principal components of the patch tokens as RGB over the radiograph,
+            uint8 [S, S, 3].
     """
 
     findings: tuple[str, ...]
@@ -126,7 +127,7 @@ def draw_examples(encoder: Encoder, dataset: RadiographDataset) -> list[Example]
                 radiograph=radiograph,
                 attention=_overlay(radiograph, attention[k].mean(axis=0)),
                 heads=[_overlay(radiograph, head) for head in attention[k]],
-                patches=_enlarge(colours[k], cv2.INTER_CUBIC),
+                patches=_tinted(radiograph, _enlarge(colours[k], cv2.INTER_LINEAR)),
             )
         )
     return examples
@@ -258,6 +259,11 @@ def _overlay(radiograph: np.ndarray, attention: np.ndarray) -> np.ndarray:
     colour = colormaps["inferno"](strength)[..., :3] * 255
     opacity = (0.25 + 0.6 * strength)[..., None]
     return (radiograph[..., None] * (1 - opacity) + colour * opacity).astype(np.uint8)
+
+
+def _tinted(radiograph: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Colours [S, S, 3] over the radiograph [S, S], so that both can be read."""
+    return cv2.addWeighted(colours, 0.65, cv2.cvtColor(radiograph, cv2.COLOR_GRAY2RGB), 0.35, 0)
 
 
 def _enlarge(picture: np.ndarray, interpolation: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from selfray.data.dataset import RadiographDataset
@@ -20,18 +21,31 @@ from selfray.summary.pictures import (
 )
 from selfray.summary.verdict import readable_names, subjects
 
+_ENCODERS = 3
+"""At most so many encoders of an evaluation are drawn: each adds a second and 150 kB."""
+
 
 def pictures_section(inputs: Inputs) -> str:
-    """The section for the first encoder of each evaluation, or for each run where there is none."""
-    parts = [_of_evaluation(e) for e in inputs.evaluations if e.encoders]
+    """The section for the judged encoders of each evaluation, or for each run if there is none."""
+    parts = [
+        _of_evaluation(evaluation, encoder, first=k == 0)
+        for evaluation in inputs.evaluations
+        for k, encoder in enumerate(_drawn(evaluation, inputs.runs))
+    ]
     if not parts:
         parts = [_of_run(run) for run in inputs.runs]
     body = "".join(parts) or "<p>No encoder is recorded, so there is nothing to draw.</p>"
     return f'<section id="pictures"><h2>Pictures</h2>{body}</section>'
 
 
-def _of_evaluation(evaluation: Evaluation) -> str:
-    encoder = subjects(evaluation.encoders)[0]
+def _drawn(evaluation: Evaluation, runs: list[Run]) -> list[str]:
+    """The first that is judged, and of the others those that were pre-trained here."""
+    here = {run.path.resolve() for run in runs}
+    judged = subjects(evaluation.encoders) if evaluation.encoders else []
+    return (judged[:1] + [e for e in judged[1:] if Path(e).resolve() in here])[:_ENCODERS]
+
+
+def _of_evaluation(evaluation: Evaluation, encoder: str, *, first: bool) -> str:
     head = f"<h3>{escaped(readable_names(evaluation.encoders)[encoder])}</h3>"
     try:
         dataset = _open_data(evaluation.info.get("data"), evaluation.dataset.get("fingerprint"))
@@ -39,7 +53,7 @@ def _of_evaluation(evaluation: Evaluation) -> str:
     except InputError as error:
         return f"{head}{_left_out(error)}"
     name = features.manifest["encoder"] if features is not None else encoder
-    return head + _examples(name, dataset) + _neighbours(features, dataset)
+    return head + _examples(name, dataset) + (_neighbours(features, dataset) if first else "")
 
 
 def _of_run(run: Run) -> str:
@@ -88,9 +102,10 @@ def _examples(name: str, dataset: RadiographDataset) -> str:
     caption = (
         f"{_note(dataset)}<b>What the encoder looks at.</b> Of each three: the radiograph as the "
         f"encoder is given it ({encoder.image_size} × {encoder.image_size} pixels); attention of "
-        "the CLS token in the last block, mean over heads, bright where it is high; the first "
-        "three principal components of the patch tokens as red, green and blue, fitted on these "
-        f"{len(examples)} images together, so that like colour means like features. "
+        "the CLS token in the last block, mean over heads, from dark violet (low) to yellow "
+        "(high); over the radiograph, the first three principal components of the patch tokens as "
+        f"red, green and blue, fitted on these {len(examples)} images together, so that like "
+        "colour means like features. "
         f"Patches are {encoder.patch_size} × {encoder.patch_size} pixels; maps are interpolated."
     )
     return figure(f'<div class="examples">{cards}</div>', caption) + _heads(examples[0], dataset)

@@ -7,9 +7,24 @@ from typing import Any
 from selfray.summary.charts import SERIES, Bar, interval_chart, span
 from selfray.summary.inputs import Evaluation
 from selfray.summary.markup import escaped, figure, listed, shortened
-from selfray.summary.verdict import MEASURES, Measure, cell_text, readable_names, signed, subjects
+from selfray.summary.verdict import (
+    MEASURES,
+    Measure,
+    cell_text,
+    comparisons,
+    outcome,
+    readable_names,
+    signed,
+    subjects,
+)
 
-_KNN = Measure("the findings", "AUROC", "Findings, k-NN macro-AUROC", "macro", "auroc", 0.5)
+_SIGNS = {"better": "▲", "worse": "▼", "undecided": "·"}
+_REAL_TARGETS = (
+    ("age", "age_years", "years"),
+    ("weight", "weight_kg", "kg"),
+    ("BMI", "bmi", "kg/m²"),
+)
+_KNN = Measure("over the findings", "AUROC", "Findings, k-NN macro-AUROC", "macro", "auroc", 0.5)
 
 
 def results_section(evaluation: Evaluation, note: str) -> str:
@@ -29,6 +44,7 @@ def results_section(evaluation: Evaluation, note: str) -> str:
         + _main_charts(evaluation, note)
         + _differences(evaluation, note)
         + _findings(evaluation, note)
+        + _real_targets(evaluation, note)
     )
 
 
@@ -99,26 +115,75 @@ def _bars(evaluation: Evaluation, target: str, metric: str) -> list[Bar]:
 
 
 def _differences(evaluation: Evaluation, note: str) -> str:
+    pairs = comparisons(evaluation)
+    if not pairs:
+        return ""
+    first, *others = [
+        _difference_charts(evaluation, s, note) for s in subjects(evaluation.encoders)
+    ]
+    folded = "".join(
+        f"<details><summary>Charts of {escaped(name)}</summary>{charts}</details>"
+        for name, charts in others
+        if charts
+    )
+    table = _differences_table(evaluation, pairs, note)
+    return f"<h3>Paired differences</h3>{table}{first[1]}{folded}"
+
+
+def _differences_table(evaluation: Evaluation, pairs: list[tuple[str, str]], note: str) -> str:
     names = readable_names(evaluation.encoders)
-    parts = []
-    for subject in subjects(evaluation.encoders):
-        charts = []
-        for measure in MEASURES:
-            bars = _difference_bars(evaluation, subject, measure)
-            if bars:
-                title, axis = measure.column.split(", ")
-                axis = f"difference in {axis}, 95 % interval"
-                charts.append(
-                    interval_chart(bars, title=title, axis=axis, zero=0, zero_label="no difference")
-                )
-        if charts:
-            caption = (
-                f"{note}<b>{escaped(names[subject])} minus the other, on the same patients.</b> "
-                f"Right of the dashed line, {escaped(names[subject])} is better; an interval that "
-                "crosses it decides nothing."
+    lines = {
+        pair: [evaluation.difference(*pair, m.target, m.metric) for m in MEASURES] for pair in pairs
+    }
+    shown = [k for k in range(len(MEASURES)) if any(row[k] is not None for row in lines.values())]
+    head = '<th scope="col">Encoder</th><th scope="col" class="name">against</th>'
+    head += "".join(f'<th scope="col">{MEASURES[k].column}</th>' for k in shown)
+    rows = [
+        f'<tr><th scope="row">{escaped(names[subject])}</th>'
+        f'<td class="name">{escaped(names[reference])}</td>'
+        + "".join(_difference_cell(row[k]) for k in shown)
+        + "</tr>"
+        for (subject, reference), row in lines.items()
+    ]
+    caption = (
+        f"{note}<b>Who is better, on the same patients.</b> ▲ better than the one "
+        "that it is held against, ▼ worse, · undecided: the 95 % interval of the paired "
+        "difference, in brackets, contains zero."
+    )
+    return figure(_table(head, rows), caption)
+
+
+def _difference_cell(line: dict[str, Any] | None) -> str:
+    if line is None:
+        return _cell(None)
+    how = outcome(line)
+    low, high = signed(line["ci_low"]), signed(line["ci_high"])
+    return (
+        f'<td data-value="{line["value"]!r}"><span class="{how}"><span aria-label="{how}">'
+        f"{_SIGNS[how]}</span> {signed(line['value'])}</span> "
+        f'<span class="ci">[{low}, {high}]</span></td>'
+    )
+
+
+def _difference_charts(evaluation: Evaluation, subject: str, note: str) -> tuple[str, str]:
+    """The encoder's name, and its differences from the others as charts."""
+    name = readable_names(evaluation.encoders)[subject]
+    charts = []
+    for measure in MEASURES:
+        bars = _difference_bars(evaluation, subject, measure)
+        if bars:
+            title, axis = measure.column.split(", ")
+            axis = f"difference in {axis}, 95 % interval"
+            charts.append(
+                interval_chart(bars, title=title, axis=axis, zero=0, zero_label="no difference")
             )
-            parts.append(figure(f'<div class="charts">{"".join(charts)}</div>', caption))
-    return "<h3>Paired differences</h3>" + "".join(parts) if parts else ""
+    if not charts:
+        return name, ""
+    caption = (
+        f"{note}<b>{escaped(name)} minus the other, on the same patients.</b> Right of the dashed "
+        f"line, {escaped(name)} is better; an interval that crosses it decides nothing."
+    )
+    return name, figure(f'<div class="charts">{"".join(charts)}</div>', caption)
 
 
 def _difference_bars(evaluation: Evaluation, subject: str, measure: Measure) -> list[Bar]:
@@ -154,7 +219,11 @@ def _findings(evaluation: Evaluation, note: str) -> str:
     return (
         "<h3>Each finding</h3>"
         + (figure(f'<div class="charts">{"".join(charts)}</div>', caption) if charts else "")
-        + _findings_table(evaluation, "auroc", f"{note}AUROC of linear probes, 95 % intervals.")
+        + _findings_table(
+            evaluation,
+            "auroc",
+            f"{note}AUROC of linear probes, 95 % intervals.{_reasons(evaluation)}",
+        )
         + _findings_table(
             evaluation,
             "auprc",
@@ -164,12 +233,20 @@ def _findings(evaluation: Evaluation, note: str) -> str:
     )
 
 
+def _reasons(evaluation: Evaluation) -> str:
+    """Why findings are not defined, each reason once."""
+    lacking: dict[str, list[str]] = {}
+    for line in evaluation.results:
+        finding, reason = line["target"], line.get("reason")
+        if finding in evaluation.findings and line["value"] is None and reason:
+            lacking.setdefault(str(reason), []).append(finding)
+    told = [f"{listed(dict.fromkeys(names))} ({reason})" for reason, names in lacking.items()]
+    return f" Not defined: {escaped('; '.join(told))}." if told else ""
+
+
 def _findings_table(evaluation: Evaluation, metric: str, caption: str) -> str:
     names = readable_names(evaluation.encoders)
     head = '<th scope="col">Finding</th><th scope="col">Images</th><th scope="col">Prevalence</th>'
-    head += "".join(
-        f'<th scope="col">{_swatch(k)}{escaped(name)}</th>' for k, name in enumerate(names.values())
-    )
     rows = []
     for finding in evaluation.findings:
         lines = [evaluation.result(encoder, finding, metric) for encoder in names]
@@ -184,7 +261,33 @@ def _findings_table(evaluation: Evaluation, metric: str, caption: str) -> str:
             + "".join(map(_cell, lines))
             + "</tr>"
         )
-    return figure(_table(head, rows), caption)
+    return figure(_table(head + _encoder_heads(names), rows), caption)
+
+
+def _real_targets(evaluation: Evaluation, note: str) -> str:
+    """Age, weight and BMI: how far off, how well ordered."""
+    names = readable_names(evaluation.encoders)
+    rows = []
+    for what, target, unit in _REAL_TARGETS:
+        for metric, title in (("r2", "R²"), ("mae", f"MAE ({unit})"), ("pearson", "Pearson")):
+            lines = [evaluation.result(encoder, target, metric) for encoder in names]
+            if any(lines):
+                cells = "".join(map(_cell, lines))
+                rows.append(f'<tr><th scope="row">{what}, {title}</th>{cells}</tr>')
+    if not rows:
+        return ""
+    caption = (
+        f"{note}Ridge regressions, 95 % intervals. R²: share of the variance that is explained, "
+        "higher is better; MAE: mean absolute error, lower is better; Pearson: correlation."
+    )
+    table = _table(f'<th scope="col">Target</th>{_encoder_heads(names)}', rows)
+    return f"<h3>Age, weight and BMI</h3>{figure(table, caption)}"
+
+
+def _encoder_heads(names: dict[str, str]) -> str:
+    return "".join(
+        f'<th scope="col">{_swatch(k)}{escaped(name)}</th>' for k, name in enumerate(names.values())
+    )
 
 
 def _table(head: str, rows: list[str]) -> str:

@@ -102,11 +102,15 @@ th[aria-sort="descending"] button::after { content: "\\2193"; color: inherit; }
 button:focus-visible, a:focus-visible, summary:focus-visible {
   outline: 2px solid var(--link); outline-offset: 2px;
 }
+th.name, td.name { text-align: left; white-space: normal; }
+.better { color: var(--series-0); font-weight: 600; }
+.worse { color: var(--series-1); font-weight: 600; }
 .ci { display: block; color: var(--muted); font-size: 0.88em; }
 .swatch {
   display: inline-block; width: 0.65em; height: 0.65em; margin-right: 0.45em;
   border-radius: 50%;
 }
+thead .swatch { display: block; margin: 0 0 0.3em auto; }
 details { margin: 0.75rem 0; }
 summary { cursor: pointer; font-size: 0.9rem; color: var(--link); }
 img { display: block; width: 100%; height: auto; background: #000; }
@@ -135,7 +139,8 @@ img { display: block; width: 100%; height: auto; background: #000; }
   dl.facts { grid-template-columns: 1fr; gap: 0; }
   dl.facts dd { margin-bottom: 0.5rem; }
   .neighbours { grid-template-columns: repeat(3, minmax(0, 1fr)); }
-  tbody th { white-space: normal; min-width: 7rem; }
+  tbody th, thead th:first-child { position: sticky; left: 0; background: var(--paper); }
+  tbody th { white-space: normal; min-width: 7rem; overflow-wrap: anywhere; }
   .heads { grid-template-columns: repeat(3, minmax(0, 1fr)); }
 }
 @media print {

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from selfray.summary.inputs import Evaluation, Run
+from selfray.summary.markup import enumerated
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Measure:
     """A number that encoders are compared by.
 
     Attributes:
-        what: What is predicted, for a sentence.
+        of: What is predicted, for a sentence.
         metric_name: For a sentence.
         column: Head of a column, title of a chart.
         target: In `results.jsonl`.
@@ -23,7 +24,7 @@ class Measure:
         ignorance: Value of an encoder that knows nothing.
     """
 
-    what: str
+    of: str
     metric_name: str
     column: str
     target: str
@@ -32,11 +33,11 @@ class Measure:
 
 
 MEASURES = (
-    Measure("the findings", "macro-AUROC", "Findings, macro-AUROC", "macro", "auroc", 0.5),
-    Measure("sex", "AUROC", "Sex, AUROC", "sex", "auroc", 0.5),
-    Measure("age", "R²", "Age, R²", "age_years", "r2", 0.0),
-    Measure("weight", "R²", "Weight, R²", "weight_kg", "r2", 0.0),
-    Measure("BMI", "R²", "BMI, R²", "bmi", "r2", 0.0),
+    Measure("over the findings", "macro-AUROC", "Findings, macro-AUROC", "macro", "auroc", 0.5),
+    Measure("of sex", "AUROC", "Sex, AUROC", "sex", "auroc", 0.5),
+    Measure("of age", "R²", "Age, R²", "age_years", "r2", 0.0),
+    Measure("of weight", "R²", "Weight, R²", "weight_kg", "r2", 0.0),
+    Measure("of BMI", "R²", "BMI, R²", "bmi", "r2", 0.0),
 )
 
 
@@ -53,19 +54,26 @@ def subjects(encoders: Sequence[str]) -> list[str]:
 def readable_names(encoders: Sequence[str]) -> dict[str, str]:
     """A short name for each encoder, distinct.
 
-    Directories are known by the end of their path, as much of it as tells them apart.
+    Directories are known by the end of their path, as much of it as tells them apart; what is
+    still alike, such as one directory written in two ways, gets a number.
     """
-    names = {}
+    names: dict[str, str] = {}
     for encoder in encoders:
-        spoken = _spoken(encoder)
-        parts = PurePosixPath(encoder).parts
-        length = 1
-        others = [PurePosixPath(o).parts for o in encoders if o != encoder]
-        while length < len(parts) and any(o[-length:] == parts[-length:] for o in others):
-            length += 1
-        published = len(parts) == 2 and not encoder.startswith(("/", "."))
-        names[encoder] = spoken or (encoder if published else "/".join(parts[-length:])) or encoder
+        name = _spoken(encoder) or _path_end(encoder, [o for o in encoders if o != encoder])
+        taken = sum(name == other.partition(" #")[0] for other in names.values())
+        names[encoder] = f"{name} #{taken + 1}" if taken else name
     return names
+
+
+def _path_end(encoder: str, others: Sequence[str]) -> str:
+    parts = PurePosixPath(encoder).parts
+    published = len(parts) == 2 and not encoder.startswith(("/", "."))
+    length = 1
+    while length < len(parts) and any(
+        PurePosixPath(o).parts[-length:] == parts[-length:] for o in others
+    ):
+        length += 1
+    return encoder if published or not parts else str(PurePosixPath(*parts[-length:]))
 
 
 def _spoken(encoder: str) -> str:
@@ -77,48 +85,82 @@ def _spoken(encoder: str) -> str:
 
 
 def evaluation_verdict(evaluation: Evaluation) -> tuple[str, list[tuple[str, str]]]:
-    """The opening words, and for each comparison who with whom, and what came of it.
+    """The opening words, and for each encoder that is judged its name and what was found.
+
+    The claim is about one measure, the first of `MEASURES` that was taken; `comparisons` has all.
 
     Args:
         evaluation: With paired differences; where there are none, there is no comparison.
     """
-    names = readable_names(evaluation.encoders)
-    sentences = []
-    for subject in subjects(evaluation.encoders):
-        # Baselines first: whether anything was learned comes before who learned more.
-        references = sorted(evaluation.encoders, key=lambda e: not is_baseline(e))
-        for reference in references:
-            sentence = _comparison(evaluation, subject, reference)
-            if reference != subject and sentence:
-                sentences.append((f"{names[subject]} against {names[reference]}", sentence))
-    return _opening(evaluation), sentences
+    encoders, names = evaluation.encoders, readable_names(evaluation.encoders)
+    for measure in MEASURES:
+        lines = {e: evaluation.result(e, measure.target, measure.metric) for e in encoders}
+        known = [line for line in lines.values() if line is not None and line["value"] is not None]
+        if known:
+            claims = [
+                (names[subject], _claim(evaluation, subject, line, measure, names))
+                for subject in subjects(encoders)
+                if (line := lines[subject]) is not None and line["value"] is not None
+            ]
+            return _opening(known, measure), claims
+    return "No result is recorded yet.", []
 
 
-def _opening(evaluation: Evaluation) -> str:
-    lines = [line for line in evaluation.results if line["n"] is not None]
-    lines = [line for line in lines if line["target"] == "macro"] or lines
+def _opening(lines: list[dict[str, Any]], measure: Measure) -> str:
+    told = f"{measure.metric_name} {measure.of}"
+    lines = [line for line in lines if line["n"] is not None]
     if not lines:
-        return "No result is recorded yet."
+        return f"{told[0].upper()}{told[1:]}:"
     most = max(lines, key=lambda line: line["n"])
     patients = f" of {most['n_patients']:,} patients" if most["n_patients"] is not None else ""
     split = "held-out images" if most.get("split") == "test" else "images"
-    return f"On {most['n']:,} {split}{patients}:"
+    return f"On {most['n']:,} {split}{patients}, {told}:"
 
 
-def _comparison(evaluation: Evaluation, subject: str, reference: str) -> str:
-    """What the intervals of the paired differences say; empty where there are none."""
-    outcomes: dict[str, list[str]] = {"better on": [], "worse on": [], "no clear difference on": []}
-    for measure in MEASURES:
-        line = evaluation.difference(subject, reference, measure.target, measure.metric)
-        if line is None:
-            continue
-        outcome = "better on" if line["ci_low"] > 0 else "no clear difference on"
-        outcome = "worse on" if line["ci_high"] < 0 else outcome
-        outcomes[outcome].append(
-            f"{measure.what} ({measure.metric_name}\u00a0{signed(line['value'])}, "
-            f"95\u00a0% interval {signed(line['ci_low'])} to {signed(line['ci_high'])})"
-        )
-    return "; ".join(f"{how} {_listed(what)}" for how, what in outcomes.items() if what)
+def _claim(
+    evaluation: Evaluation,
+    subject: str,
+    line: dict[str, Any],
+    measure: Measure,
+    names: dict[str, str],
+) -> str:
+    outcomes: dict[str, list[str]] = {name: [] for name in _WORDS}
+    # Baselines first: whether anything was learned comes before who learned more.
+    for reference in sorted(names, key=lambda e: not is_baseline(e)):
+        difference = evaluation.difference(subject, reference, measure.target, measure.metric)
+        if difference is not None and reference != subject:
+            outcomes[outcome(difference)].append(names[reference])
+    told = "; ".join(f"{_WORDS[how]} {enumerated(who)}" for how, who in outcomes.items() if who)
+    return cell_text(line) + (f", {told}" if told else "")
+
+
+_WORDS = {
+    "better": "better than",
+    "worse": "worse than",
+    "undecided": "no clear difference from",
+}
+
+
+def outcome(difference: dict[str, Any]) -> str:
+    """What the 95 % interval of a paired difference says: better, worse or undecided."""
+    if difference["ci_low"] > 0:
+        return "better"
+    return "worse" if difference["ci_high"] < 0 else "undecided"
+
+
+def comparisons(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Each judged encoder with each baseline and with each encoder after it, where compared."""
+    judged = subjects(evaluation.encoders)
+    baselines = [e for e in evaluation.encoders if e not in judged]
+    pairs = [
+        (subject, reference)
+        for k, subject in enumerate(judged)
+        for reference in [*baselines, *judged[k + 1 :]]
+    ]
+    compared = {(line["encoder"], line["reference"]) for line in evaluation.differences}
+    # With one encoder as the only reference, the pair is there the other way round.
+    pairs = [(a, b) if (a, b) in compared else (b, a) for a, b in pairs]
+    return [pair for pair in pairs if pair in compared]
 
 
 def run_verdict(run: Run) -> str:
@@ -155,7 +197,3 @@ def cell_text(line: dict[str, Any]) -> str:
     if line["ci_low"] is not None and line["ci_high"] is not None:
         text += f" [{line['ci_low']:.3f}, {line['ci_high']:.3f}]"
     return text.replace("-", "−")
-
-
-def _listed(items: list[str]) -> str:
-    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from selfray.data.dataset import DatasetInfo, DatasetWriter, encode_png
+from selfray.data.dataset import DatasetInfo, DatasetWriter, RadiographDataset, encode_png
 from selfray.errors import InputError
 from selfray.evals.statistics import PatientResamples
 from selfray.evaluate import evaluate, results_table
@@ -128,8 +128,6 @@ def test_features_are_the_encoders_own_in_the_datasets_order(tmp_path, data, enc
     out = extract_features("a", data, tmp_path / "f", batch_size=7, patch_tokens=True)
     features = open_features(out)
     assert isinstance(features.cls, np.memmap) and features.cls.dtype == np.float32
-    from selfray.data.dataset import RadiographDataset
-
     dataset = RadiographDataset(data)
     encoder = StandIn("fresh")
     for row in (0, 8, 179):
@@ -158,6 +156,26 @@ def test_an_interrupted_extraction_continues_after_the_last_flushed_rows(
     np.testing.assert_array_equal(again.cls, whole.cls)
     np.testing.assert_array_equal(again.patch_mean, whole.patch_mean)
     assert not (tmp_path / "f.partial").exists()
+
+
+def test_an_extraction_stopped_just_before_its_end_is_taken_up_again(
+    tmp_path, data, encoders, monkeypatch
+):
+    rename = Path.rename
+
+    def stopped(path: Path, target: Path) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        extract_features("a", data, tmp_path / "f")
+    monkeypatch.setattr(Path, "rename", rename)
+    seen = encoders["a"].seen
+    features = open_features(extract_features("a", data, tmp_path / "f"))
+    assert encoders["a"].seen == seen == len(features.cls)
+    assert {p.name for p in (tmp_path / "f").iterdir()} == {
+        "cls.npy", "patch_mean.npy", "rows.parquet", "manifest.json"
+    }  # fmt: skip
 
 
 def test_a_second_extraction_does_nothing(tmp_path, data, encoders):
@@ -220,8 +238,6 @@ def test_an_output_directory_that_holds_something_else_is_left_alone(tmp_path, d
 
 def test_pixel_components_are_those_of_the_training_images_alone(tmp_path, data):
     from sklearn.decomposition import PCA
-
-    from selfray.data.dataset import RadiographDataset
 
     features = open_features(extract_features("pixels:pca", data, tmp_path / "f"))
     assert features.patch_mean is None
@@ -354,6 +370,54 @@ def test_a_repeated_evaluation_gives_the_same_bytes_and_runs_no_encoder(tmp_path
     assert find(read_lines(first), target="sex", metric="auroc", probe="linear")["features"] == (
         "cls+patch_mean"
     )
+
+
+def test_an_interrupted_evaluation_goes_on_with_the_encoder_that_it_was_at(
+    tmp_path, data, encoders
+):
+    whole = evaluate(["a", "b"], data, tmp_path / "whole")
+    once = encoders["a"].seen
+    encoders["b"].fail_after = encoders["b"].seen + 32
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(["a", "b"], data, tmp_path / "e")
+    assert not (tmp_path / "e" / "results.jsonl").exists()
+    encoders["b"].fail_after = None
+    evaluate(["a", "b"], data, tmp_path / "e")
+    assert encoders["a"].seen == 2 * once  # not a third time
+    for name in ("results.jsonl", "predictions.parquet"):
+        assert (tmp_path / "e" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_one_patient_gives_values_and_no_interval(tmp_path):
+    lone = write_dataset(
+        tmp_path / "data",
+        patients=45,
+        patient_id=lambda row, split: "only" if split == "test" else row["patient_id"],
+    )
+    lines = read_lines(evaluate(["pixels:16x16", "pixels:pca"], lone, tmp_path / "e"))
+    known = [line for line in lines if line["value"] is not None]
+    assert len(known) > 10 and {line["n_patients"] for line in known} == {1}
+    assert all(line["ci_low"] is None and line["ci_high"] is None for line in known)
+    assert "[" not in results_table(tmp_path / "e")
+
+
+def test_a_feature_directory_with_a_number_that_is_not_finite_is_refused(tmp_path, data):
+    features = extract_features("pixels:16x16", data, tmp_path / "f")
+    values = np.load(features / "cls.npy")
+    values[RadiographDataset(data).rows("train")[3], 5] = np.nan
+    np.save(features / "cls.npy", values)
+    with pytest.raises(InputError, match="row 3 are not finite"):
+        evaluate([str(features)], data, tmp_path / "e")
+
+
+def test_an_encoders_path_may_hold_unusual_characters(tmp_path, data):
+    odd = tmp_path / """<img src=x onerror="alert('ü')"> & $HOME; #1 %s"""
+    extract_features("pixels:16x16", data, odd)
+    out = evaluate([str(odd), "pixels:pca"], data, tmp_path / "e")
+    assert {line["encoder"] for line in read_lines(out)} == {str(odd), "pixels:pca"}
+    with pytest.raises(InputError, match="cannot be printed") as raised:
+        evaluate([f"{odd}\n"], data, tmp_path / "f")
+    assert "\n" not in str(raised.value)
 
 
 def test_the_table_shows_each_encoder_with_intervals(evaluation):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import bootstrap, norm
 from sklearn.metrics import (
     average_precision_score,
     mean_absolute_error,
@@ -102,6 +102,39 @@ def test_two_encoders_that_agree_have_a_difference_of_exactly_zero():
     a = resample(binary_resampled, labels, scores, resamples)["auroc"]
     b = resample(binary_resampled, labels, 3 * scores + 1, resamples)["auroc"]
     assert interval(a - b) == statistics.Interval(0.0, 0.0, 0)
+
+
+def test_intervals_are_those_of_scipys_bootstrap_over_patients():
+    """R² of one encoder and of two on the same patients, from sums that SciPy resamples."""
+    rng = np.random.default_rng(5)
+    patients = np.repeat(np.arange(40), rng.integers(1, 5, 40))
+    shared = rng.normal(size=40)[patients]  # images of a patient are alike
+    targets = shared + 0.3 * rng.normal(size=len(patients))
+    one, two = (0.8 * targets + s * rng.normal(size=len(patients)) for s in (0.3, 0.5))
+    columns = (
+        np.ones_like(targets),
+        targets,
+        targets**2,
+        (targets - one) ** 2,
+        (targets - two) ** 2,
+    )
+    sums = [np.bincount(patients, weights=column) for column in columns]
+
+    def r2(n, y, yy, error, other=0.0, *, axis):
+        left = error.sum(axis) - (other.sum(axis) if isinstance(other, np.ndarray) else 0)
+        total = yy.sum(axis) - y.sum(axis) ** 2 / n.sum(axis)
+        return -left / total + (0 if isinstance(other, np.ndarray) else 1)
+
+    resamples = PatientResamples(patients.astype(str), count=4000)
+    ours = [resample(real_resampled, targets, p, resamples)["r2"] for p in (one, two)]
+    for values, data in ((ours[0], sums[:4]), (ours[0] - ours[1], sums)):
+        theirs = bootstrap(
+            data, r2, paired=True, vectorized=True, n_resamples=4000, method="percentile",
+            rng=np.random.default_rng(0),
+        ).confidence_interval  # fmt: skip
+        bounds, width = interval(values), theirs.high - theirs.low
+        assert bounds.low == pytest.approx(theirs.low, abs=0.08 * width)
+        assert bounds.high == pytest.approx(theirs.high, abs=0.08 * width)
 
 
 def coverage(by_patient: bool, studies: int = 200) -> float:

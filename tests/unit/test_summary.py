@@ -24,7 +24,7 @@ from selfray.features import extract_features, open_features
 from selfray.summary import write_summary
 from selfray.summary.inputs import POINTS, Curve, read_evaluation, read_run
 from selfray.summary.pictures import choose_rows, nearest_neighbours, patch_colours
-from selfray.summary.verdict import evaluation_verdict, readable_names, run_verdict
+from selfray.summary.verdict import comparisons, evaluation_verdict, readable_names, run_verdict
 
 HOSTILE = """<script>alert("x")</script>'$x^{font: 'a; style="font: 'b #00aa01 --> ]]>\x00\x1b"""
 
@@ -46,6 +46,7 @@ def results() -> list[dict]:
         result("run", "macro", "auroc", 0.81234567),
         result("run", "macro", "auroc", 0.7654321, probe="knn"),
         result("run", "age_years", "r2", -0.25),
+        result("run", "age_years", "mae", 6.5),
         result("run", "effusion", "auroc", 0.9, prevalence=0.125),
         result("run", "nodule", "auroc", None, reason="the test split lacks both classes"),
         result("pixels:pca", "macro", "auroc", 0.7),
@@ -56,10 +57,12 @@ def results() -> list[dict]:
 def test_the_table_holds_the_numbers_of_the_results(tmp_path: Path, results: list[dict]) -> None:
     page = read(write_summary(write_evaluation(tmp_path / "e", results)))
     shown = {float(v) for td in page.all("td") if (v := td.get("data-value"))}
-    wanted = {r["value"] for r in results if r["value"] is not None and "reference" not in r}
+    wanted = {r["value"] for r in results if r["value"] is not None}
     assert wanted | {812, 0.125} == shown
     assert "[0.762, 0.862]" in page.words and "−0.250" in page.words
     assert any(td.get("title") == "the test split lacks both classes" for td in page.all("td"))
+    assert "Not defined: nodule (the test split lacks both classes)." in page.words
+    assert "age, MAE (years)" in page.words and "[6.450, 6.550]" in page.words
 
 
 def test_the_page_asks_nothing_of_the_network(tmp_path: Path, results: list[dict]) -> None:
@@ -95,19 +98,49 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
-    [(0.04, 0.18, "better on"), (-0.2, -0.1, "worse on"), (-0.1, 0.2, "no clear difference on")],
+    [
+        (0.04, 0.18, "better than"),
+        (-0.2, -0.1, "worse than"),
+        (-0.1, 0.2, "no clear difference from"),
+    ],
 )
 def test_the_verdict_follows_the_interval(
     tmp_path: Path, low: float, high: float, words: str
 ) -> None:
     lines = [result("run", "macro", "auroc", 0.8), result("pixels:pca", "macro", "auroc", 0.7)]
     lines.append(comparison((low + high) / 2, low, high))
-    opening, [(who, outcome)] = evaluation_verdict(
-        read_evaluation(write_evaluation(tmp_path / "e", lines))
+    evaluation = write_evaluation(tmp_path / "e", lines)
+    opening, [(who, claim)] = evaluation_verdict(read_evaluation(evaluation))
+    assert opening == "On 812 held-out images of 402 patients, macro-AUROC over the findings:"
+    assert (who, claim) == ("run", f"0.800 [0.750, 0.850], {words} PCA of the pixels")
+    page = read(write_summary(evaluation))
+    assert claim in page.words and "�" not in page.words
+    assert sum(span.get("class") in {"better", "worse"} for span in page.all("span")) == (
+        low > 0 or high < 0
     )
-    assert opening == "On 812 held-out images of 402 patients:"
-    assert who == "run against PCA of the pixels"
-    assert outcome.startswith(f"{words} the findings (macro-AUROC\u00a0")
+
+
+def test_each_pair_of_encoders_is_compared_once_and_baselines_not_with_each_other(
+    tmp_path: Path,
+) -> None:
+    encoders = ["a", "random:vit_nano", "b", "pixels:pca"]
+    lines = [result(e, "macro", "auroc", 0.7) for e in encoders]
+    lines += [
+        result(e, "macro", "auroc_difference", 0.0, reference=o)
+        for e in encoders
+        for o in encoders
+        if e != o
+    ]
+    assert comparisons(read_evaluation(write_evaluation(tmp_path / "e", lines))) == [
+        ("a", "random:vit_nano"),
+        ("a", "pixels:pca"),
+        ("a", "b"),
+        ("b", "random:vit_nano"),
+        ("b", "pixels:pca"),
+    ]
+    only = [line for line in lines if line.get("reference", "a") == "a"]
+    compared = comparisons(read_evaluation(write_evaluation(tmp_path / "o", only)))
+    assert compared == [("random:vit_nano", "a"), ("pixels:pca", "a"), ("b", "a")]
 
 
 def test_names_are_short_and_distinct() -> None:
@@ -115,6 +148,16 @@ def test_names_are_short_and_distinct() -> None:
     assert list(names.values()) == [
         "one/run", "two/run", "microsoft/rad-dino", "random weights (vit_nano)"
     ]  # fmt: skip
+    alike = readable_names(["/run", "run", "./run", "run/", "PCA of the pixels", "pixels:pca"])
+    assert len(set(alike.values())) == len(alike)
+
+
+def test_encoders_with_one_name_keep_their_own_bars_and_rows(tmp_path: Path) -> None:
+    lines = [result(e, "macro", "auroc", v) for e, v in (("runs/a", 0.6), ("runs/a/", 0.9))]
+    page = read(write_summary(write_evaluation(tmp_path / "e", lines)))
+    assert {td.get("data-value") for td in page.all("td")} >= {"0.6", "0.9"}
+    charts = [svg["aria-label"] or "" for svg in page.all("svg")]
+    assert "0.600" in charts[0] and "0.900" in charts[0]
 
 
 def test_the_verdict_of_a_run_names_best_and_start(tmp_path: Path) -> None:
