@@ -454,7 +454,8 @@ def results_table(out: Path) -> str:
         out: Evaluation directory.
 
     Returns:
-        One line an encoder, linear probes, 95 % intervals in brackets.
+        Linear probes, 95 % intervals in brackets: one line an encoder; then one line for each
+        encoder that the first was compared with, the first minus the other, paired by patient.
 
     Raises:
         InputError: Not an evaluation directory.
@@ -465,14 +466,24 @@ def results_table(out: Path) -> str:
         raise InputError(
             f"{out} holds no results.jsonl. Make one with `selfray evaluate`."
         ) from cause
-    linear = [line for line in lines if line["probe"] == "linear" and "reference" not in line]
-    by_key = {(line["encoder"], line["target"], line["metric"]): line for line in linear}
+    linear = [line for line in lines if line["probe"] == "linear"]
+    by_key = {
+        (line["encoder"], line.get("reference"), line["target"], line["metric"]): line
+        for line in linear
+    }
     encoders = list(dict.fromkeys(line["encoder"] for line in linear))
-    columns = [c for c in _TABLE if any((e, *c[1:]) in by_key for e in encoders)]
+    columns = [c for c in _TABLE if any((e, None, *c[1:]) in by_key for e in encoders)]
+    compared = dict.fromkeys(
+        reference for encoder, reference, *_ in by_key if encoder in encoders[:1]
+    )
+    pairs = [(encoder, None) for encoder in encoders]
+    pairs += [(encoders[0], reference) for reference in compared if reference]
     table = [["encoder", *(title for title, _, _ in columns)]]
-    for encoder in encoders:
-        cells = (by_key.get((encoder, target, metric)) for _, target, metric in columns)
-        table.append([encoder, *map(_cell, cells)])
+    for encoder, reference in pairs:
+        suffix, sign = ("_difference", "+") if reference else ("", "")
+        keys = [(encoder, reference, target, metric + suffix) for _, target, metric in columns]
+        name = f"{encoder} minus {reference}" if reference else encoder
+        table.append([name, *(_cell(by_key.get(key), sign) for key in keys)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
@@ -480,9 +491,9 @@ def results_table(out: Path) -> str:
     )
 
 
-def _cell(line: dict[str, Any] | None) -> str:
+def _cell(line: dict[str, Any] | None, sign: str = "") -> str:
     if line is None or line["value"] is None:
         return "not defined"
-    if line["ci_low"] is None:
-        return f"{line['value']:.3f}"
-    return f"{line['value']:.3f} [{line['ci_low']:.3f}, {line['ci_high']:.3f}]"
+    numbers = [line["value"], line["ci_low"], line["ci_high"]]
+    value, *ends = [format(number, f"{sign}.3f") for number in numbers if number is not None]
+    return f"{value} [{', '.join(ends)}]" if ends else value

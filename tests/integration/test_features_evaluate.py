@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -423,8 +424,12 @@ def test_an_encoders_path_may_hold_unusual_characters(tmp_path, data):
 def test_the_table_shows_each_encoder_with_intervals(evaluation):
     header, *rows = results_table(evaluation).splitlines()
     assert header.split()[0] == "encoder" and "macro-AUROC" in header and "BMI" not in header
-    assert [row.split()[0] for row in rows] == ["pixels:16x16", "pixels:pca"]
+    names = [re.split("  +", row)[0] for row in rows]
+    assert names == ["pixels:16x16", "pixels:pca", "pixels:16x16 minus pixels:pca"]
     assert all(row.count("[") == 3 for row in rows)
+    one, other, difference = (float(re.split("  +", row)[1].split()[0]) for row in rows)
+    assert difference == pytest.approx(one - other, abs=0.0011)  # three numbers, each rounded
+    assert re.search(r"  [+-]0\.\d+ \[[+-]", rows[2])
 
 
 def test_a_finding_of_one_class_in_a_split_is_not_defined_and_says_why(tmp_path):
