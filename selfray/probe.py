@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +15,8 @@ from selfray.data.sampler import Purpose, generator_at
 from selfray.evals.linear_probe import target_values, validation_probe
 from selfray.models.published import Encoder
 from selfray.objectives.student_teacher import StudentTeacher, encoder_of
+
+Places = Sequence[tuple[RadiographDataset, int]]
 
 _BATCH = 64
 _METADATA = ("sex", "age_years")
@@ -54,10 +56,18 @@ class Probe:
             "teacher", encoder_of(networks.teacher), mean=networks.mean, std=networks.std,
             image_size=self._image_size,
         )  # fmt: skip
+        return self.score(lambda places: self._features(encoder, places))
+
+    def score(self, features: Callable[[Places], np.ndarray]) -> dict[str, Any]:
+        """The same probe on other features, to compare with.
+
+        Args:
+            features: From n places (a dataset and a row each) to features [n, D].
+        """
         return validation_probe(
-            self._features(encoder, self._train),
+            features(self._train),
             self._train_labels,
-            self._features(encoder, self._validate),
+            features(self._validate),
             self._validate_labels,
             self.names,
         )
@@ -81,9 +91,7 @@ class Probe:
         return [places[i] for i in chosen], labels[chosen]
 
     @torch.inference_mode()
-    def _features(
-        self, encoder: Encoder, places: list[tuple[RadiographDataset, int]]
-    ) -> np.ndarray:
+    def _features(self, encoder: Encoder, places: Places) -> np.ndarray:
         def prepare(start: int) -> torch.Tensor:
             batch = places[start : start + _BATCH]
             return torch.stack([encoder.preprocess(d.pixels(row)) for d, row in batch])
