@@ -66,6 +66,11 @@ def read_timed(path: str) -> tuple[float, str | None]:
     return time.perf_counter() - started, reason
 
 
+def started_without_ctrl_c(_: str) -> bool:
+    """Whether this process was born with SIGINT blocked."""
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def die_or_shout(word: str) -> str:
     """In capitals; but `KILL` ends the process as a crash of native code would."""
     if word == "KILL":

@@ -189,7 +189,16 @@ class DatasetWriter:
             return
         path = self.partial / f"shard-{len(self.shards):05d}.arrow"
         temporary = path.with_name(f".{path.name}.partial")
-        with temporary.open("wb") as file:
+        try:
+            self._write_shard(temporary)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # on a full disk, leave the room that it took
+            raise
+        temporary.replace(path)
+        self._rows = []
+
+    def _write_shard(self, path: Path) -> None:
+        with path.open("wb") as file:
             with pa.ipc.new_stream(file, self._schema) as stream:
                 # Small batches keep random access cheap: a batch is the unit of a lookup.
                 for start in range(0, len(self._rows), 64):
@@ -197,8 +206,6 @@ class DatasetWriter:
                     stream.write_batch(pa.RecordBatch.from_pylist(rows, schema=self._schema))
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-        self._rows = []
 
     def finish(self, quarantined: Iterable[Mapping[str, str]] = ()) -> RadiographDataset:
         """Write the describing files and give the directory its name.

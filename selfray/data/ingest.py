@@ -21,7 +21,7 @@ import secrets
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -550,7 +550,7 @@ class _Refusals:
         self._file.flush()
 
 
-def _with_progress(files: list[str], outcomes: Iterator[Any]) -> Iterator[tuple[str, Any]]:
+def _with_progress(files: list[str], outcomes: Iterator[Any]) -> Generator[tuple[str, Any]]:
     """Pair files with outcomes under a progress bar on stderr, where that is a terminal."""
     from tqdm import tqdm
 
@@ -560,7 +560,7 @@ def _with_progress(files: list[str], outcomes: Iterator[Any]) -> Iterator[tuple[
             yield file, outcome
 
 
-def _until_interrupted(outcomes: Iterator[Any], writer: DatasetWriter) -> Iterator[Any]:
+def _until_interrupted(outcomes: Generator[Any], writer: DatasetWriter) -> Iterator[Any]:
     """Pass outcomes on until SIGINT or SIGTERM arrives; then keep what was read, and stop.
 
     The signals only raise a flag: an exception out of nowhere could hit between a shard and the
@@ -581,6 +581,7 @@ def _until_interrupted(outcomes: Iterator[Any], writer: DatasetWriter) -> Iterat
                     "command to continue."
                 )
     finally:
+        outcomes.close()  # the progress bar ends its line before anything is said
         for number, handler in former.items():
             signal.signal(number, handler)
 

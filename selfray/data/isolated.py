@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Job = TypeVar("Job")
 Outcome = TypeVar("Outcome")
@@ -89,6 +89,15 @@ class _Pool(ProcessPoolExecutor):
         # Spawned: a fork would copy this process's threads' locks (OpenCV, Arrow) as they stand.
         context = multiprocessing.get_context("spawn")
         super().__init__(workers, mp_context=context, initializer=_prepare_worker)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        # Here processes start. Ctrl-C goes to the whole group and must not reach them before
+        # they ignore it, which would end them with a traceback each.
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(fn, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     def __exit__(self, *_: object) -> None:
         # Do not wait for jobs that nobody will ask for (an interruption).

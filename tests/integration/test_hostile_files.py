@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import signal
 import struct
 import zlib
 from pathlib import Path
@@ -12,7 +13,13 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom.uid import generate_uid
-from radiograph_files import die_or_shout, read_timed, soft_image, write_dicom
+from radiograph_files import (
+    die_or_shout,
+    read_timed,
+    soft_image,
+    started_without_ctrl_c,
+    write_dicom,
+)
 from sklearn.datasets import load_sample_image
 
 from selfray.data import dicom
@@ -209,3 +216,8 @@ def test_a_decoder_that_kills_its_process_costs_one_file(tmp_path):
     jobs = ["a", "KILL", "b", "c", "KILL", "d", "e", "f", "g", "h"]
     outcomes = list(each_in_processes(die_or_shout, jobs, 2))
     assert outcomes == [CRASHED if job == "KILL" else job.upper() for job in jobs]
+
+
+def test_ctrl_c_cannot_reach_a_worker_before_it_ignores_it():
+    assert list(each_in_processes(started_without_ctrl_c, ["a", "b"], 1)) == [True, True]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -307,4 +307,5 @@ def test_a_full_disk_is_said_in_one_line_and_the_same_command_continues(archive,
     assert "no room left on the disk" in done.stdout, done.stderr
     assert done.stderr == "" and len(done.stdout.splitlines()) == 1
     assert not out.exists()
+    assert not list(tmp_path.glob("out.partial/.*")), "half a shard would take room"
     assert ingest(archive, out, size=300, workers=1).images == 7
