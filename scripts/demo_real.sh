@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 selfray() { .venv/bin/python -m selfray "$@"; }
 
-files=demo-real/files data=demo-real/dataset run=demo-real/run
+files=demo-real/files data=demo-real/radiographs run=demo-real/continued
 [ -f "$files/table.csv" ] || .venv/bin/python scripts/real_radiographs.py "$files"
 [ -f "$data/dataset.json" ] || selfray ingest "$files" "$data" --table "$files/table.csv" --size 224
 selfray pretrain demo --data "$data" --out "$run" --steps 300 --evaluate-every 0 \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,20 +99,19 @@ def choose_rows(dataset: RadiographDataset, count: int, *, healthy: bool) -> lis
     return chosen
 
 
-def draw_examples(encoder: Encoder, dataset: RadiographDataset) -> list[Example]:
-    """Attention and patch tokens of a few test images.
+def draw_examples(
+    encoder: Encoder, dataset: RadiographDataset, rows: Sequence[int]
+) -> list[Example]:
+    """Attention and patch tokens of a few images.
 
     Args:
         encoder: On the CPU.
         dataset: Where the images are.
-
-    Returns:
-        At most `EXAMPLES`. The principal components are fitted on all of them together, so that
-        a colour means the same in each.
+        rows: Which of them. The principal components are fitted on all of these together, so that
+            a colour means the same in each.
     """
     import torch
 
-    rows = choose_rows(dataset, EXAMPLES, healthy=True)
     images = torch.stack([encoder.preprocess(dataset.pixels(row)) for row in rows])
     side = encoder.image_size // encoder.patch_size
     attention = encoder.attention(images).unflatten(2, (side, side)).numpy()

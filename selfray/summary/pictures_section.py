@@ -12,8 +12,10 @@ from selfray.features import Features
 from selfray.summary.inputs import Evaluation, Inputs, Run
 from selfray.summary.markup import PHANTOM, escaped, figure, listed
 from selfray.summary.pictures import (
+    EXAMPLES,
     Example,
     Neighbour,
+    choose_rows,
     data_uri,
     draw_examples,
     find_features,
@@ -95,7 +97,7 @@ def _examples(name: str, dataset: RadiographDataset) -> str:
     print(f"summary: drawing what {name} sees", file=sys.stderr)
     try:
         encoder = load_encoder(name)
-        examples = draw_examples(encoder, dataset)
+        examples = draw_examples(encoder, dataset, choose_rows(dataset, EXAMPLES, healthy=True))
     except InputError as error:
         return _left_out(error)
     cards = "".join(map(_example, examples))

@@ -140,7 +140,7 @@ img { display: block; width: 100%; height: auto; background: #000; }
   dl.facts dd { margin-bottom: 0.5rem; }
   .neighbours { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   tbody th, thead th:first-child { position: sticky; left: 0; background: var(--paper); }
-  tbody th { white-space: normal; min-width: 7rem; overflow-wrap: anywhere; }
+  tbody th { white-space: normal; min-width: 7rem; }
   .heads { grid-template-columns: repeat(3, minmax(0, 1fr)); }
 }
 @media print {

@@ -42,18 +42,24 @@ def training_section(runs: Sequence[Run], is_synthetic: Callable[[Run], bool]) -
 
 
 def _run(run: Run, note: str) -> str:
-    head = f"<h3>{escaped(run.path.resolve().name)}</h3><p>{escaped(run_verdict(run))}</p>"
+    init = run.config.get("init")
+    start = f"Continued from {init}." if init else "From random weights."
+    told = escaped(f"{start} {run_verdict(run)}")
+    head = f"<h3>{escaped(run.path.resolve().name)}</h3><p>{told}</p>"
     charts = [*_probe_charts(run), *_curve_charts(run)]
     if not charts:
         return head + "<p>No step is recorded yet.</p>"
     speed = f" {run.images_per_second:,.3g} images/s." if run.images_per_second else ""
     thinned = any(curve.thinned for curve in run.curves.values())
     band = " Line: mean of neighbouring steps; band: their least and greatest." if thinned else ""
-    caption = (
-        f"{note}<b>Training of {escaped(run.path.resolve().name)}.</b> Probes are linear, on "
-        "frozen features of the teacher and on the validation split, where their penalty is chosen "
-        f"too: good for comparing steps, slightly optimistic in itself.{band}{speed}"
+    probes = (
+        " Probes are linear, on frozen features of the teacher and on the validation split, where "
+        "their penalty is chosen too: good for comparing steps, slightly optimistic in itself."
+        if run.probes
+        else ""
     )
+    name = escaped(run.path.resolve().name)
+    caption = f"{note}<b>Training of {name}.</b>{probes}{band}{speed}"
     return head + figure(f'<div class="charts">{"".join(charts)}</div>', caption)
 
 
