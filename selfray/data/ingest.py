@@ -145,9 +145,10 @@ def ingest(
     _require_arguments(source, out, size, intensity, workers)
     found = _find_images(source)
     if not found.images:
+        closed = f"; {found.closed_folders} folders cannot be opened" * bool(found.closed_folders)
         raise InputError(
-            f"{source}: no image among {found.others} files. Give a folder with DICOM, PNG, JPEG "
-            "or TIFF files."
+            f"{source}: no image among {found.others} files{closed}. Give a folder with DICOM, "
+            "PNG, JPEG or TIFF files."
         )
     metadata = read_metadata_table(table, found.images) if table else MetadataTable()
     info = DatasetInfo(
@@ -434,7 +435,10 @@ def _key(path: Path) -> bytes:
     """The secret key of the hashes; made, readable by its owner alone, if it is missing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _make_key(path)
+        with _create_private(path) as file:
+            file.write(secrets.token_hex(32) + "\n")
+    except FileExistsError:
+        pass
     except OSError as cause:
         raise InputError(f"{path}: the key cannot be written ({cause.strerror})") from None
     try:
@@ -447,19 +451,6 @@ def _key(path: Path) -> bytes:
             "at which to make one."
         )
     return key.encode()
-
-
-def _make_key(path: Path) -> None:
-    try:
-        file = _create_private(path)
-    except FileExistsError:
-        return
-    try:
-        with file:
-            file.write(secrets.token_hex(32) + "\n")
-    except OSError:
-        path.unlink()  # a full disk leaves it empty, and no later start could use it
-        raise
 
 
 @contextmanager

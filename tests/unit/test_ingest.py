@@ -231,6 +231,8 @@ def test_pipes_devices_broken_links_and_closed_folders_neither_hang_nor_vanish(
     assert (counts.images, counts.quarantined, counts.passed_over) == (1, 2, 2)
     assert all(reason.startswith("cannot be read from disk (") for reason in counts.reasons)
     assert "1 folders cannot be opened" in str(counts)
+    with pytest.raises(InputError, match="among 0 files; 1 folders cannot be opened"):
+        ingest(source / "sub" / "closed", tmp_path / "none")
 
 
 def test_a_path_too_long_to_open_does_not_end_the_run(tmp_path, monkeypatch):
