@@ -24,6 +24,8 @@ from selfray.data.dataset import write_atomically
 from selfray.errors import InputError
 
 FORMAT_VERSION = 1
+# What the user can mend: no room, a limit, no permission.
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS}
 _STEP = re.compile(r"step_(\d{8})")
 
 
@@ -71,9 +73,7 @@ def save_checkpoint(directory: Path, step: int, tensors: dict[str, Tensor]) -> P
         _sync(directory)
     except (OSError, SafetensorError) as cause:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(cause, OSError) and cause.errno not in {None, errno.ENOSPC, errno.EFBIG,
-                                                              errno.EDQUOT, errno.EACCES,
-                                                              errno.EROFS}:  # fmt: skip
+        if isinstance(cause, OSError) and cause.errno not in NO_ROOM:
             raise
         raise InputError(
             f"the checkpoint of step {step} could not be written to {directory} ({cause}). Older "

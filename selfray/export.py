@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from safetensors import SafetensorError
-
 from selfray.data.dataset import RadiographDataset
-from selfray.errors import InputError
 from selfray.models.published import save_encoder
 from selfray.objectives.student_teacher import StudentTeacher, encoder_of
 from selfray.run_directory import RunDirectory
@@ -30,7 +27,7 @@ def export_encoder(run: RunDirectory, networks: StudentTeacher, step: int) -> No
         for name in ("dino_head", "ibot_head")
         if name in teacher
     }
-    try:
+    with run.needs_room():
         save_encoder(
             encoder_of(teacher),
             run.path / "encoder",
@@ -39,11 +36,6 @@ def export_encoder(run: RunDirectory, networks: StudentTeacher, step: int) -> No
             card=_card(run, step),
             heads=heads,
         )
-    except SafetensorError as cause:  # it hides the operating system's error
-        raise InputError(
-            f"the encoder of step {step} could not be written to {run.path} ({cause}). "
-            "Checkpoints are intact: make room there, then repeat the command to resume."
-        ) from cause
 
 
 def _card(run: RunDirectory, step: int) -> dict[str, Any]:

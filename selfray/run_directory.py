@@ -10,12 +10,15 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 import selfray
-from selfray.checkpoint import list_checkpoints
+from selfray.checkpoint import NO_ROOM, list_checkpoints
 from selfray.config import PretrainConfig, differences, from_json, to_json
 from selfray.data.dataset import write_atomically
 from selfray.errors import InputError, nearest
@@ -67,14 +70,37 @@ class RunDirectory:
 
     def begin(self) -> None:
         """Write what the run is, before its first step."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        with self.needs_room():
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
         environment = describe_environment() | {"data_fingerprints": self._fingerprints}
-        write_atomically(self.path / "environment.json", json.dumps(environment, indent=2).encode())
-        write_atomically(self.path / "config.json", to_json(self.config).encode())
+        self._write("environment.json", json.dumps(environment, indent=2))
+        self._write("config.json", to_json(self.config))
 
     def finish(self, why: str) -> None:
         """Mark the run as finished; last."""
-        write_atomically(self.path / "DONE", f"{why}\n".encode())
+        self._write("DONE", f"{why}\n")
+
+    @contextmanager
+    def needs_room(self) -> Iterator[None]:
+        """What is written inside may fail for want of room, and then says so.
+
+        Raises:
+            InputError: The disk is full or not writable.
+        """
+        try:
+            yield
+        except (OSError, SafetensorError) as cause:
+            # Safetensors hides the operating system's error.
+            if isinstance(cause, OSError) and cause.errno not in NO_ROOM:
+                raise
+            raise InputError(
+                f"{self.path} could not be written to ({cause}). Checkpoints are intact: make "
+                "room there, then repeat the command to resume."
+            ) from cause
+
+    def _write(self, name: str, content: str) -> None:
+        with self.needs_room():
+            write_atomically(self.path / name, content.encode())
 
     def records(self) -> Iterator[dict[str, Any]]:
         """The lines of `metrics.jsonl`; a line that a crash cut short ends them."""
@@ -93,13 +119,13 @@ class RunDirectory:
     def truncate_metrics(self, step: int) -> None:
         """Drop what was recorded after the checkpoint that the run resumes from."""
         kept = [json.dumps(r) + "\n" for r in self.records() if r["step"] <= step]
-        write_atomically(self.metrics, "".join(kept).encode())
+        self._write("metrics.jsonl", "".join(kept))
         self._first_step = max(0, step) + 1
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one line to `metrics.jsonl`; numbers that are not finite become null."""
         clean = _without_not_finite(record)
-        with self.metrics.open("a") as file:
+        with self.needs_room(), self.metrics.open("a") as file:
             file.write(json.dumps(clean) + "\n")
         if self.config.engine.tensorboard:
             self._write_events(clean)
@@ -122,7 +148,7 @@ class RunDirectory:
             return None
         best = max(probes, key=lambda record: record["macro_auroc"])
         mark = {"step": best["step"], "macro_auroc": best["macro_auroc"]}
-        write_atomically(self.checkpoints / "best.json", json.dumps(mark).encode())
+        self._write("checkpoints/best.json", json.dumps(mark))
         return int(best["step"])
 
     def _write_events(self, record: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from micro_run import command_line, in_child, micro_config, write_dataset
 from selfray.checkpoint import load_newest
 from selfray.cli import main
 from selfray.pretrain import pretrain as run_pretrain
+from selfray.run_directory import RunDirectory
 
 
 def _refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -182,6 +183,27 @@ def test_a_full_disk_is_said_in_one_line_and_older_checkpoints_are_intact(
         assert after.step == before.step == 2
     assert run_pretrain(config, run) == run
     assert (run / "DONE").exists()
+
+
+def test_a_line_of_metrics_for_which_there_is_no_room_is_said_in_one_line(
+    micro_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, config = tmp_path / "run", micro_config(micro_data, steps=2)
+    original = RunDirectory.truncate_metrics
+
+    def truncate(self: RunDirectory, step: int) -> None:
+        original(self, step)
+        self.metrics.unlink()
+        self.metrics.symlink_to("/dev/full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, "truncate_metrics", truncate)
+        assert main(command_line(config, run)) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{run} could not be written to ([Errno 28] No space left" in last
+    assert "make room there, then repeat the command" in last
+    (run / "metrics.jsonl").unlink()
+    assert main(command_line(config, run)) == 0
 
 
 def test_a_guard_without_findings_is_refused(

@@ -312,6 +312,26 @@ def test_the_first_checkpoint_is_read_back_at_step_1(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_line_with_130_and_one_line(
+    micro_data: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    config = micro_config(micro_data, encoder__arch="vit_nano", steps=10_000)
+    command = [sys.executable, "-m", "selfray", *command_line(config, tmp_path / "run")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not _checkpoints(tmp_path / "run") and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, said = process.communicate()
+    assert process.returncode == 130
+    last = int(_checkpoints(tmp_path / "run")[-1].removeprefix("step_"))
+    assert said.splitlines()[-1] == (
+        f"selfray pretrain: stopped at step {last}, state saved; the same command resumes"
+    )
+    assert _records(tmp_path / "run")[-1]["step"] == last
+
+
+@pytest.mark.slow
 def test_killed_again_and_again_at_any_time_the_command_line_ends_the_same(
     micro_data: Path, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from selfray.cli import parse
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 GENERATED = ROOT / "docs" / "cli.md"
 _CALL = re.compile(r"(?:^|.*[\s/])(?:python3? -m |-m )?selfray\s+(?P<words>.+)")
 
@@ -66,6 +66,6 @@ def test_the_page_of_the_command_line_is_fresh() -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for page in [*PAGES, *ROOT.glob("*.md")]:
+    for page in PAGES:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
