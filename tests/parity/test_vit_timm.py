@@ -1,5 +1,7 @@
 """The encoder equals timm's vit_*_dinov2."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -61,6 +63,40 @@ def test_features_equal_at_native_and_other_sizes(models, grid):
     tokens = torch.cat([found.cls[:, None], found.registers, found.patches], dim=1)
     assert tokens.std() > 0.1
     torch.testing.assert_close(tokens, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patch_size", [14, 16])
+@pytest.mark.parametrize("arch", ["vit_tiny", *TIMM_NAMES])
+def test_every_architecture_equals_at_full_width(arch, patch_size):
+    whole = ARCHITECTURES[arch]
+    depth = whole.depth if whole.ffn == "mlp" else 4  # giant, shortened
+    shape = dataclasses.replace(whole, depth=depth)
+    ours = VisionTransformer(
+        shape, patch_size=patch_size, image_size=8 * patch_size, layerscale_init=1.0
+    ).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(torch.empty_like(parameter).normal_(std=0.02, generator=generator))
+    ours.position_interpolation = "bicubic-antialias"
+    theirs = timm_model(
+        TIMM_NAMES.get(arch, TIMM_NAMES["vit_small"]),
+        img_size=8 * patch_size,
+        patch_size=patch_size,
+        embed_dim=shape.width,
+        depth=shape.depth,
+        num_heads=shape.heads,
+    )
+    carry_over(ours, theirs)
+    torch.manual_seed(5)
+    for rows, columns in ((8, 8), (11, 11), (6, 9)):
+        images = torch.randn(1, 3, rows * patch_size, columns * patch_size)
+        with torch.no_grad():
+            found, expected = ours(images), theirs.forward_features(images)
+        tokens = torch.cat([found.cls[:, None], found.patches], dim=1)
+        assert tokens.std() > 0.1
+        torch.testing.assert_close(tokens, expected, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("arch", TIMM_NAMES)

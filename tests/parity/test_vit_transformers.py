@@ -92,20 +92,45 @@ def test_cls_attention_equals_the_last_layers(models):
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
 
 
+def disturb(model: torch.nn.Module) -> None:
+    """As `randomise`, but so little that wide layers do not saturate attention."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.empty_like(parameter).normal_(std=0.02, generator=generator))
+
+
 def test_base_at_518_equals(tmp_path):
     theirs = transformers_model(
         "mlp", 14, 518, hidden_size=768, num_hidden_layers=12, num_attention_heads=12
     )
-    # Narrower, so that 768 channels do not saturate attention, which no trained weights do.
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(torch.empty_like(parameter).normal_(std=0.02, generator=generator))
+    disturb(theirs)
     theirs.set_attn_implementation("sdpa")
     theirs.save_pretrained(tmp_path)
     ours, _ = read_model(tmp_path)
     torch.manual_seed(4)
     compare(theirs, ours, torch.randn(1, 3, 518, 518))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "patch_size"), [("plain", 14), ("registers", 16)])
+@pytest.mark.parametrize("arch", ["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant"])
+def test_every_architecture_equals_at_full_width(tmp_path, arch, kind, patch_size):
+    shape = ARCHITECTURES[arch]
+    theirs = transformers_model(
+        f"{shape.ffn}-{kind}",
+        patch_size,
+        8 * patch_size,
+        hidden_size=shape.width,
+        num_hidden_layers=min(shape.depth, 24 if shape.ffn == "mlp" else 4),  # giant, shortened
+        num_attention_heads=shape.heads,
+    )
+    disturb(theirs)
+    theirs.save_pretrained(tmp_path)
+    ours, _ = read_model(tmp_path)
+    torch.manual_seed(5)
+    for rows, columns in ((8, 8), (11, 11), (6, 9)):
+        compare(theirs, ours, torch.randn(1, 3, rows * patch_size, columns * patch_size))
 
 
 @pytest.mark.parametrize("patch_size", [14, 16])
