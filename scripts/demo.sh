@@ -8,11 +8,11 @@ selfray() { .venv/bin/python -m selfray "$@"; }
 
 data=demo/new-site
 [ -f "$data/dataset.json" ] ||
-  selfray phantom "$data" --patients 1200 --size 128 --seed 20 --sites D
-# Continuing asks for smaller steps than beginning: the start is worth keeping.
+  selfray phantom "$data" --patients 1600 --size 128 --seed 20 --sites D
 selfray pretrain demo --data "$data" --out demo/from-scratch
-selfray pretrain demo --data "$data" --out demo/continued --init selfray/phantom --steps 240 \
-  --optimizer.learning-rate 1e-3 --teacher.momentum 0.99 1 --evaluate-every 80
+# Continuing asks for smaller steps than beginning: the start is worth keeping.
+selfray pretrain demo --data "$data" --out demo/continued --init selfray/phantom \
+  --optimizer.learning-rate 1e-3 --teacher.momentum 0.99 1
 [ -f demo/evaluation/results.jsonl ] ||
   selfray evaluate demo/continued selfray/phantom demo/from-scratch random:vit_pico/16@128 \
     pixels:pca --data "$data" --out demo/evaluation
