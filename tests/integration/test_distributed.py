@@ -40,6 +40,7 @@ def _on_ranks(function: Callable[[int], object]) -> None:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS),
                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
         function(rank)
+        distributed.barrier()  # rank 0 keeps the addresses, which the other may still be asking for
         distributed.stop()
 
     def both() -> None:
