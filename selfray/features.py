@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
 from selfray.data.dataset import RadiographDataset, write_atomically
 from selfray.errors import InputError, nearest
+from selfray.progress import progress_bar
 
 FORMAT_NAME = "selfray-features"
 PIXEL_ENCODERS = ("pixels:pca", "pixels:16x16")
@@ -223,7 +222,7 @@ def extract_features(
     partial = out.with_name(out.name + ".partial")
     arrays, done = _open_partial(partial, manifest)
     total, label = len(dataset), f"features {encoder}"
-    with tqdm(total=total, initial=done, unit="image", desc=label, file=sys.stderr) as bar:
+    with progress_bar(total=total, initial=done, unit="image", desc=label) as bar:
         flushed = done
         for start, images in _batches(dataset, source, done, batch_size):
             stop = start + len(images)

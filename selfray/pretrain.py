@@ -40,6 +40,7 @@ from selfray.objectives.optimizer import (
 from selfray.objectives.schedules import cosine, linear
 from selfray.objectives.student_teacher import StudentTeacher
 from selfray.probe import Probe
+from selfray.progress import progress_bar
 from selfray.run_directory import RunDirectory
 
 
@@ -513,8 +514,8 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _progress(steps: int, first: int) -> tqdm:
-    return tqdm(total=steps, initial=first, disable=distributed.rank() != 0, smoothing=0.05,
-                dynamic_ncols=True, bar_format="{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}"
+    return progress_bar(total=steps, initial=first, disable=distributed.rank() != 0,
+                        bar_format="{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}"
                 " [{elapsed}, {remaining} left{postfix}]")  # fmt: skip
 
 

@@ -47,6 +47,7 @@ from selfray.data.radiograph import (
     to_eight_bits,
 )
 from selfray.errors import BadImage, InputError, Interrupted
+from selfray.progress import progress_bar
 
 MAX_SIZE = 4096
 """Pixels of the shorter side; the largest detectors of chest radiography have 3524."""
@@ -270,12 +271,10 @@ class _Found:
 
 
 def _find_images(source: Path) -> _Found:
-    from tqdm import tqdm
-
     images: list[str] = []
     others = closed = 0
     folders, seen = [source], set()
-    with tqdm(unit="file", desc="looking", disable=None, leave=False) as bar:
+    with progress_bar(unit="file", desc="looking", leave=False) as bar:
         while folders:
             folder = folders.pop()
             try:
@@ -542,10 +541,8 @@ class _Refusals:
 
 
 def _with_progress(files: list[str], outcomes: Iterator[Any]) -> Generator[tuple[str, Any]]:
-    """Pair files with outcomes under a progress bar on stderr, where that is a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(total=len(files), unit="image", desc="ingest", disable=None, smoothing=0.05) as bar:
+    """Pair files with outcomes under a progress bar."""
+    with progress_bar(total=len(files), unit="image", desc="ingest") as bar:
         for file, outcome in zip(files, outcomes, strict=True):
             bar.update()
             yield file, outcome

@@ -20,6 +20,7 @@ from selfray.data.phantom.patients import patient_rows, plan_patient
 from selfray.data.phantom.render import MASK_LABELS
 from selfray.data.phantom.scanner import SITES
 from selfray.errors import InputError, nearest
+from selfray.progress import progress_bar
 
 ROWS_PER_SHARD = 256  # what an interruption loses at most
 
@@ -75,10 +76,10 @@ def _drawn(
     numbers: range, seed: int, sites: tuple[str, ...], size: int, patients: int
 ) -> Iterator[dict[str, Any]]:
     """Rows of patients in order, drawn ahead by worker processes."""
-    from tqdm import tqdm
-
     workers = min(os.cpu_count() or 1, len(numbers))
-    with tqdm(total=patients, initial=numbers.start, unit="patient", desc="phantom") as progress:
+    with progress_bar(
+        total=patients, initial=numbers.start, unit="patient", desc="phantom"
+    ) as progress:
         if workers <= 1:
             _settle()
             for number in numbers:
