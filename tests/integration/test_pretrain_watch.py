@@ -18,8 +18,12 @@ from selfray.run_directory import RunDirectory
 
 
 def test_the_bar_shows_step_loss_images_a_second_and_the_time_that_is_left(
-    micro_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    micro_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     run = run_pretrain(micro_config(micro_data, steps=3), tmp_path / "run")
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     shown = capsys.readouterr().err.split("\r")[-1]

@@ -117,9 +117,9 @@ def test_a_voi_lut_of_either_width_is_looked_up_without_wrapping(tmp_path, bits)
     )
     expected = np.array(entries)[np.clip(stored.astype(int) - 500, 0, 2999)]
     np.testing.assert_array_equal(read_radiograph(path).pixels, expected)
-    header = pydicom.dcmread(path)
-    agrees = np.array_equal(apply_voi_lut(header.pixel_array, header), expected)
-    assert agrees == (bits == 16)  # pydicom keeps indices in 8 bits: why we do not use its lookup
+    if bits == 16:  # of 8, pydicom keeps the indices in 8 bits: why we do not use its lookup
+        header = pydicom.dcmread(path)
+        np.testing.assert_array_equal(apply_voi_lut(header.pixel_array, header), expected)
 
 
 def test_a_window_that_the_standard_forbids_counts_as_none(tmp_path):

@@ -130,7 +130,7 @@ def test_intervals_are_those_of_scipys_bootstrap_over_patients():
     for values, data in ((ours[0], sums[:4]), (ours[0] - ours[1], sums)):
         theirs = bootstrap(
             data, r2, paired=True, vectorized=True, n_resamples=4000, method="percentile",
-            rng=np.random.default_rng(0),
+            random_state=np.random.default_rng(0),
         ).confidence_interval  # fmt: skip
         bounds, width = interval(values), theirs.high - theirs.low
         assert bounds.low == pytest.approx(theirs.low, abs=0.08 * width)
