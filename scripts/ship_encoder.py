@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -19,6 +18,15 @@ from selfray.models.encoder_directory import DESCRIPTION, save_encoder
 from selfray.models.published import SHIPPED, load_encoder
 
 COMMAND = "scripts/train_shipped_encoder.sh"
+_EVERY = 10
+
+
+def thinned(metrics: Path) -> str:
+    """Every probe and every tenth step of a run's metrics: the package need not carry the rest."""
+    lines = metrics.read_text().splitlines(keepends=True)
+    records = [json.loads(line) for line in lines]
+    kept = [r["kind"] != "step" or r["step"] % _EVERY == 0 or r["step"] == 1 for r in records]
+    return "".join(line for line, keep in zip(lines, kept, strict=True) if keep)
 
 
 def main() -> None:
@@ -39,7 +47,7 @@ def main() -> None:
         card={**card, "licence": "MIT", "command": COMMAND},
         heads={"dino_head": head},
     )
-    shutil.copy(run / "metrics.jsonl", target / "metrics.jsonl")
+    write_atomically(target / "metrics.jsonl", thinned(run / "metrics.jsonl").encode())
     config = json.loads((run / "config.json").read_text())
     config["data"] = [Path(path).name for path in config["data"]]
     write_atomically(target / "run_config.json", json.dumps(config, indent=2).encode())
