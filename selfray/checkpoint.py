@@ -67,6 +67,7 @@ def save_checkpoint(directory: Path, step: int, tensors: dict[str, Tensor]) -> P
         _sync(file)
         manifest = {"format": FORMAT_VERSION, "step": step, "sha256": _sha256(file)}
         write_atomically(partial / "checkpoint.json", json.dumps(manifest).encode())
+        shutil.copymode(partial / "checkpoint.json", file)  # safetensors lets the owner alone read
         _sync(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)

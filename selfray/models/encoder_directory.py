@@ -63,6 +63,8 @@ def save_encoder(
     for name, tensors in (heads or {}).items():
         save_file({key: t.contiguous() for key, t in tensors.items()}, new / f"{name}.safetensors")
     _write_json(new / "config.json", model_config(model))
+    for weights in new.glob("*.safetensors"):  # safetensors lets the owner alone read
+        shutil.copymode(new / "config.json", weights)
     _write_json(new / "preprocessor_config.json", preprocessor_config(model.image_size, mean, std))
     _write_json(new / DESCRIPTION, {**card, "position_interpolation": model.position_interpolation})
     (new / "README.md").write_text(model_card(model, card), encoding="utf-8")

@@ -53,6 +53,11 @@ def test_what_was_saved_comes_back_bit_for_bit(two: Path) -> None:
     assert [step for step, _ in list_checkpoints(two)] == [3, 12]
 
 
+def test_whoever_may_read_the_manifest_may_read_the_tensors(two: Path) -> None:
+    files = [path.stat().st_mode for path in (two / "step_00000012").iterdir()]
+    assert len(files) == 2 and len(set(files)) == 1
+
+
 def test_without_a_checkpoint_there_is_none(tmp_path: Path) -> None:
     assert load_newest(tmp_path / "missing") == (None, [])
 

@@ -139,6 +139,10 @@ def test_the_model_card_says_data_recipe_licence_limits_and_use(directory):
     assert "phantom" not in real
 
 
+def test_whoever_may_read_the_config_may_read_the_weights(directory):
+    assert len({path.stat().st_mode for path in directory.iterdir()}) == 1
+
+
 def test_saving_replaces_an_encoder_whole_and_leaves_nothing_beside_it(directory):
     (directory / "left_over").write_text("of the encoder before")
     before = load_encoder(str(directory))
