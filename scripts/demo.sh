@@ -12,7 +12,7 @@ data=demo/new-site
 selfray pretrain demo --data "$data" --out demo/from-scratch
 # Continuing asks for smaller steps than beginning: the start is worth keeping.
 selfray pretrain demo --data "$data" --out demo/continued --init selfray/phantom \
-  --optimizer.learning-rate 1e-3 --teacher.momentum 0.99 1
+  --optimizer.learning-rate 4e-3 --teacher.momentum 0.99 1
 [ -f demo/evaluation/results.jsonl ] ||
   selfray evaluate demo/continued selfray/phantom demo/from-scratch random:vit_pico/16@128 \
     pixels:pca --data "$data" --out demo/evaluation
