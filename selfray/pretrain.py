@@ -25,7 +25,7 @@ from selfray.checkpoint import load_newest, rotate, save_checkpoint
 from selfray.config import PretrainConfig, validate
 from selfray.data.crops import MultiCrop
 from selfray.data.dataset import RadiographDataset, write_atomically
-from selfray.data.loader import CropBatch, CropLoader
+from selfray.data.loader import BATCHES_HELD, CropBatch, CropLoader
 from selfray.data.sampler import Purpose, generator_at
 from selfray.errors import InputError, Interrupted, RunStopped
 from selfray.export import export_encoder
@@ -67,7 +67,9 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: str = "auto") -> Path
     if run.done:
         _say(f"{out} is finished ({(out / 'DONE').read_text().strip()}); nothing to do.")
         return out
-    loader = build_loader(config, datasets, _slots_of_rank(config))
+    slots = _slots_of_rank(config)
+    _require_memory(config, slots.stop - slots.start)
+    loader = build_loader(config, datasets, slots)
     networks, origins, fresh_head = initialise(config)
     networks.to(device)
     optimizer = build_run_optimizer(config, networks)
@@ -252,6 +254,19 @@ def _slots_of_rank(config: PretrainConfig) -> slice:
             "them, or the number of ranks."
         )
     return slots
+
+
+def _require_memory(config: PretrainConfig, images: int) -> None:
+    """Refuse crops that cannot be held, before the system begins to swap."""
+    c = config.crops
+    pixels = images * (2 * c.global_size**2 + c.local_count * c.local_size**2)
+    needed, free = pixels * BATCHES_HELD, psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(
+            f"the crops of batch_size {config.batch_size} take {needed / 2**30:,.0f} GiB on a rank "
+            f"(8 bit, {BATCHES_HELD} batches at a time), and {free / 2**30:,.0f} GiB of memory are "
+            "free. Lower batch_size or crops.local_count."
+        )
 
 
 def build_loader(

@@ -17,8 +17,8 @@ from selfray.data.dataset import RadiographDataset
 from selfray.data.sampler import Purpose, RowSampler, generator_at
 from selfray.errors import BadImage, InputError
 
-# Batches made ahead: one being used, one ready, one in the making.
-_AHEAD = 2
+BATCHES_HELD = 3
+"""Batches in memory at a time: one being used, one ready, one in the making."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class CropLoader:
             try:
                 for step in range(first_step, last_step):
                     ahead = len(waiting)
-                    for coming in range(step + ahead, min(step + _AHEAD + 1, last_step)):
+                    for coming in range(step + ahead, min(step + BATCHES_HELD, last_step)):
                         waiting.append((coming, self._submit(pool, coming)))
                     yield _collate([future.result() for future in waiting.popleft()[1]])
             finally:

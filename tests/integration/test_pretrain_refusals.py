@@ -39,6 +39,7 @@ def _refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ({"crops__local_size": 20}, ["crops.local_size is 20", "Use 14 or 28"]),
         ({"encoder__arch": "vit_bass"}, ["encoder.arch is 'vit_bass'", "'vit_base'"]),
         ({"init": "nowhere"}, ["nowhere"]),
+        ({"crops__local_count": 10**9}, ["GiB of memory are free", "crops.local_count"]),
         ({"batch_size": 1}, ["koleo_weight needs at least 2"]),
     ],
     ids=str,
