@@ -68,7 +68,8 @@ def _reading(name: str, kind: Any) -> dict[str, Any]:
     if kind == Pair:
         return {"type": float, "nargs": 2, "metavar": ("FROM", "TO")}
     if kind == tuple[str, ...]:
-        return {"nargs": "+", "metavar": _METAVARS[name], "required": True}
+        # Given twice, both count.
+        return {"action": "extend", "nargs": "+", "metavar": _METAVARS[name], "required": True}
     if kind is bool:
         return {"type": _true_or_false, "metavar": "true|false"}
     if typing.get_origin(kind) is Literal:

@@ -206,11 +206,13 @@ def open_data(config: PretrainConfig) -> list[RadiographDataset]:
     """Open the run's datasets, and refuse images that are smaller than a global crop.
 
     Raises:
-        InputError: No data, not a dataset, or images too small.
+        InputError: No data, not a dataset, the same twice, or images too small.
     """
     if not config.data:
         raise InputError("no data. Give --data DIR, made by `selfray ingest` or `selfray phantom`.")
     datasets = [RadiographDataset(path) for path in config.data]
+    if len({dataset.fingerprint for dataset in datasets}) < len(datasets):
+        raise InputError("--data names the same dataset twice. Name each once.")
     for dataset in datasets:
         sides = [min(dataset.pixels(row).shape) for row in range(min(16, len(dataset)))]
         if min(sides) < config.crops.global_size:
@@ -409,9 +411,10 @@ def _probe(run: RunDirectory, probe: Probe, networks: StudentTeacher, step: int)
         best = run.mark_best()
         if best == step:
             export_encoder(run, networks, step)
-        if best is not None:
-            score = run.probes()[-1]["macro_auroc"]
-            _say(f"step {step}: validation macro-AUROC {score:.3f}, best at step {best}")
+        probes = run.probes()
+        if probes:
+            score = f"step {step}: validation macro-AUROC {probes[-1]['macro_auroc']:.3f}"
+            _say(score if best is None else f"{score}, best at step {best}")
     distributed.barrier()
 
 
@@ -438,9 +441,9 @@ def _finish(run: RunDirectory, networks: StudentTeacher, config: PretrainConfig)
         best = run.mark_best()
         if best is None:
             export_encoder(run, networks, config.steps)
-        run.finish(
-            f"{config.steps} steps; encoder of step {config.steps if best is None else best}"
-        )
+        which = f"of step {best}, the best probe" if best is not None else "of the last step"
+        run.finish(f"{config.steps} steps; encoder {which}")
+        _say(f"{run.path / 'encoder'} holds the encoder {which}")
     distributed.barrier()
     return run.path
 

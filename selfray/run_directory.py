@@ -142,8 +142,11 @@ class RunDirectory:
         ]
 
     def mark_best(self) -> int | None:
-        """Mark the step with the best probe in `checkpoints/best.json`, and return it."""
-        probes = self.probes()
+        """Mark the step with the best probe in `checkpoints/best.json`, and return it.
+
+        Step 0 counts only in a run that continues an encoder: random weights are no result.
+        """
+        probes = [record for record in self.probes() if record["step"] or self.config.init]
         if not probes:
             return None
         best = max(probes, key=lambda record: record["macro_auroc"])

@@ -202,6 +202,25 @@ def test_the_best_probe_is_marked_kept_and_exported(
     assert "encoder of step 4" in (run / "DONE").read_text()
 
 
+@pytest.mark.parametrize(("continues", "best"), [(True, 0), (False, 2)])
+def test_the_start_can_be_the_best_only_where_it_is_an_encoder(
+    micro_data: Path,
+    source: Path,
+    tmp_path: Path,
+    continues: bool,
+    best: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _scores([0.9, 0.8, 0.7], monkeypatch)
+    make = _config if continues else lambda data, _, **changes: micro_config(data, **changes)
+    run = run_pretrain(make(micro_data, source, steps=4, evaluate_every=2), tmp_path / "run")
+    assert json.loads((run / "checkpoints/best.json").read_text())["step"] == best
+    said = f"holds the encoder of step {best}, the best probe"
+    assert said in capsys.readouterr().err
+    assert json.loads((run / "encoder" / "selfray.json").read_text())["step"] == best
+
+
 def test_the_guard_finishes_the_run_and_keeps_the_best(
     micro_data: Path,
     source: Path,

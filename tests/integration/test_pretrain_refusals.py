@@ -31,6 +31,14 @@ def _refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
+def test_data_named_twice_is_refused(
+    micro_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command_line(micro_config(micro_data), tmp_path / "run")
+    for again in (["--data", str(micro_data)], ["--data", str(micro_data), str(micro_data)]):
+        assert "same dataset twice" in _refused([*words, *again], capsys)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
