@@ -294,8 +294,8 @@ def _probe_neighbours(judged: _Judged, features: Features, benchmark: _Benchmark
 def _add_macro(judged: _Judged, benchmark: _Benchmark) -> None:
     """The mean over the findings that are defined.
 
-    A resample that lacks a class of a rare finding takes the others' mean deviation from their
-    points, so that the mean does not jump because a finding that is easy or hard dropped out.
+    A resample that lacks a class of a rare finding takes that finding's point, so that the mean
+    does not jump because a finding that is easy or hard dropped out, and stays within 0 to 1.
     """
     for probe, metrics in (("linear", ("auroc", "auprc")), ("knn", ("auroc",))):
         for metric in metrics:
@@ -307,12 +307,11 @@ def _add_macro(judged: _Judged, benchmark: _Benchmark) -> None:
             if keys:
                 key = (_MACRO, metric, probe)
                 points = np.array([judged.points[k] for k in keys])
-                deviations = np.stack([judged.distributions[k] for k in keys], axis=1) - points
-                defined = ~np.isnan(deviations)
-                count = np.where(defined.any(axis=1), defined.sum(axis=1), np.nan)
-                total = np.where(defined, deviations, 0).sum(axis=1)
+                values = np.stack([judged.distributions[k] for k in keys], axis=1)  # [R, F]
+                defined = ~np.isnan(values)
+                means = np.where(defined, values, points).mean(axis=1)
                 judged.points[key] = float(points.mean())
-                judged.distributions[key] = points.mean() + total / count
+                judged.distributions[key] = np.where(defined.any(axis=1), means, np.nan)
 
 
 def _line(

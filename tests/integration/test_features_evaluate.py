@@ -473,3 +473,31 @@ def test_bad_input_is_refused_in_one_line(tmp_path, data):
         with pytest.raises(InputError, match=message) as raised:
             evaluate(**arguments, out=tmp_path / "e")
         assert "\n" not in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven test patients: one alone has an effusion, five have a label for noise."""
+
+    def effusion(row, split):
+        alone = split != "test" or row["patient_id"] == "p5"
+        return row["effusion"] if alone or row["effusion"] == 0 else None
+
+    def noise(row, split):
+        known = split != "test" or row["patient_id"] in ("p2", "p5", "p8", "p11", "p14")
+        return row["noise"] if known else None
+
+    out = tmp_path_factory.mktemp("tiny")
+    data = write_dataset(out / "data", patients=21, effusion=effusion, noise=noise)
+    return evaluate(["pixels:16x16", "pixels:pca"], data, out / "e", tasks=["classification"])
+
+
+def test_every_interval_of_an_area_lies_within_0_and_1(tiny):
+    ends = [
+        line[end]
+        for line in read_lines(tiny)
+        if line["metric"] in ("auroc", "auprc")
+        for end in ("ci_low", "ci_high")
+        if line[end] is not None
+    ]
+    assert len(ends) >= 8 and min(ends) >= 0 and max(ends) <= 1
