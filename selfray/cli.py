@@ -80,9 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in _USERS_TO_MEND:
+        place = error.filename2 or error.filename  # the target, where a renaming failed
+        advice = _OF_WRITING.get(error.errno) or (place and _OF_PATHS.get(error.errno))
+        if not advice:
             raise
-        return _fail(prog, f"{error.filename or 'writing'}: {error.strerror}", 2)
+        return _fail(prog, f"{place or 'writing'}: {error.strerror}. {advice}", 2)
     return 0
 
 
@@ -95,7 +97,22 @@ def _run(words: Sequence[str]) -> None:
         sys.stdout.flush()  # what --help wrote, while a broken pipe can still be caught
 
 
-_USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG}
+# What to do about an error of the operating system; those of paths only where one is named, since
+# without it they are more likely a defect.
+_OF_WRITING = {
+    errno.ENOSPC: "Make room there, then repeat the command.",
+    errno.EDQUOT: "Make room there, then repeat the command.",
+    errno.EACCES: "Give a path to which you have the rights.",
+    errno.EROFS: "Give a path that can be written to.",
+    errno.ENAMETOOLONG: "Give a shorter path.",
+}
+_OF_PATHS = {
+    errno.ENOENT: "Give a path in a folder that exists and can be written to.",
+    errno.ENOTDIR: "A file stands where a folder must be: give another path.",
+    errno.EISDIR: "A folder stands where a file must be: give the path of a file.",
+    errno.ENOTEMPTY: "Give an empty folder, or a path where nothing is yet.",
+    errno.EPERM: "Give a path to which you have the rights.",
+}
 
 
 def _fail(prog: str, message: str, code: int) -> int:

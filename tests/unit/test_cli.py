@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -118,7 +120,17 @@ def _failing_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None
         (Interrupted("saved at step 3"), 130, "selfray encoders: saved at step 3\n"),
         (KeyboardInterrupt(), 130, "selfray encoders: interrupted\n"),
         (OSError(28, "No space left on device", "run/x"), 2,
-         "selfray encoders: run/x: No space left on device\n"),
+         "selfray encoders: run/x: No space left on device. Make room there, then repeat the "
+         "command.\n"),
+        (OSError(errno.EISDIR, "Is a directory", ".d.partial", None, "d"), 2,
+         "selfray encoders: d: Is a directory. A folder stands where a file must be: give the path "
+         "of a file.\n"),
+        (OSError(errno.ENOTEMPTY, "Directory not empty", "d"), 2,
+         "selfray encoders: d: Directory not empty. Give an empty folder, or a path where nothing "
+         "is yet.\n"),
+        (OSError(errno.EPERM, "Operation not permitted", "d"), 2,
+         "selfray encoders: d: Operation not permitted. Give a path to which you have the rights."
+         "\n"),
     ],
 )  # fmt: skip
 def test_how_a_command_ends_decides_the_exit_code(
@@ -133,9 +145,35 @@ def test_how_a_command_ends_decides_the_exit_code(
     assert capsys.readouterr().err == line
 
 
-def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    _failing_with(ZeroDivisionError("a defect"), monkeypatch)
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize(
+    ("place", "advice"),
+    [("file/x", "A file stands where"), ("nowhere/x", "Give a path in a folder that exists")],
+)
+def test_a_place_that_cannot_be_written_is_named(
+    place: str,
+    advice: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / place
+
+    def write(arguments: object) -> list[str]:
+        path.write_text("")
+        return []
+
+    monkeypatch.setitem(COMMANDS, "encoders", dataclasses.replace(COMMANDS["encoders"], run=write))
+    assert main(["encoders"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"selfray encoders: {path}: ") and advice in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("defect", [ZeroDivisionError("a defect"), OSError(errno.ENOENT, "gone")])
+def test_a_defect_keeps_its_traceback(defect: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    _failing_with(defect, monkeypatch)
+    with pytest.raises(type(defect)):
         main(["encoders"])
 
 
