@@ -69,6 +69,7 @@ class IngestCounts:
     Attributes:
         images: Rows of the dataset.
         patients: Different patients among them.
+        splits: Rows by split.
         quarantined: Files refused.
         reasons: How many were refused for each reason.
         passed_over: Files that are no images by name and content.
@@ -78,6 +79,7 @@ class IngestCounts:
 
     images: int
     patients: int
+    splits: dict[str, int]
     quarantined: int
     reasons: dict[str, int]
     passed_over: int
@@ -94,7 +96,15 @@ class IngestCounts:
             parts.append(f"{self.closed_folders} folders cannot be opened")
         if self.table_rows_without_file:
             parts.append(f"{self.table_rows_without_file} rows of the table have no file")
-        return ", ".join(parts)
+        parts += [f"{self.splits.get(split, 0)} to {split}" for split in SPLITS]
+        line = ", ".join(parts)
+        empty = [split for split in SPLITS if not self.splits.get(split)]
+        if empty:
+            line += (
+                f". No image is in {' and '.join(empty)}, and `selfray evaluate` needs all three "
+                "splits: add a column split to the table, or try another --seed"
+            )
+        return line
 
 
 def ingest(
@@ -130,7 +140,7 @@ def ingest(
         name: Name of the dataset; that of `out` if None.
         origin: Where the images come from, for `dataset.json`.
         licence: Terms of use, for `dataset.json`.
-        seed: Of the splits.
+        seed: Of the splits, >= 0.
         key_file: Secret key of the hashes, made if missing; `OUT.key` if None. Folders ingested
             with one key give one patient one hash.
         workers: Decoding processes, 1 to 256; one a core if None.
@@ -143,7 +153,7 @@ def ingest(
         Interrupted: SIGINT or SIGTERM; what was read is kept for the next start.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link at OUT)
-    _require_arguments(source, out, size, intensity, workers)
+    _require_arguments(source, out, size, intensity, workers, seed)
     found = _find_images(source)
     if not found.images:
         closed = f"; {found.closed_folders} folders cannot be opened" * bool(found.closed_folders)
@@ -182,6 +192,7 @@ def ingest(
     return IngestCounts(
         images=len(dataset),
         patients=dataset.info["counts"]["patients"],
+        splits=dataset.info["counts"]["split"],
         quarantined=len(refused),
         reasons=_by_reason(refused),
         passed_over=found.others,
@@ -240,7 +251,7 @@ def _listed(reasons: dict[str, int]) -> str:
 
 
 def _require_arguments(
-    source: Path, out: Path, size: int, intensity: str, workers: int | None
+    source: Path, out: Path, size: int, intensity: str, workers: int | None, seed: int
 ) -> None:
     if not source.is_dir():
         raise InputError(f"{source} is not a directory. Give the folder with the radiographs.")
@@ -248,6 +259,8 @@ def _require_arguments(
         raise InputError(f"size is {size}. Allowed: {MIN_SIDE} to {MAX_SIZE}.")
     if workers is not None and not 1 <= workers <= MAX_WORKERS:
         raise InputError(f"workers is {workers}. Allowed: 1 to {MAX_WORKERS}.")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed}. Use a whole number from 0 to 2^63 - 1.")
     if intensity not in INTENSITIES:
         raise InputError(f"intensity is {intensity!r}. Allowed: {', '.join(INTENSITIES)}.")
     if out.is_relative_to(source.resolve()):

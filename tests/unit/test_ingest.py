@@ -52,6 +52,17 @@ def ingested(archive, tmp_path_factory) -> Path:
     return out
 
 
+def test_the_counts_say_which_split_has_no_image(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    Image.fromarray(soft_image(white=65535, seed=1)).save(folder / "one.png")
+    counts = ingest(folder, tmp_path / "out", size=64, workers=1)
+    assert sum(counts.splits.values()) == 1
+    [used] = counts.splits
+    others = " and ".join(split for split in ("train", "validate", "test") if split != used)
+    assert f"1 to {used}" in str(counts) and f"No image is in {others}" in str(counts)
+
+
 def test_the_dataset_holds_the_resized_images_and_what_headers_say(archive, ingested):
     rows = datasets.load_from_disk(str(ingested))
     expected = []
@@ -181,6 +192,8 @@ def test_folders_that_hold_no_image_and_places_that_cannot_be_written_are_refuse
         ({"size": 100_000}, "64 to 4096"),
         ({"workers": 0}, "workers is 0. Allowed: 1 to 256"),
         ({"workers": -1}, "1 to 256"),
+        ({"seed": -5}, "seed is -5. Use a whole number from 0"),
+        ({"seed": 2**63}, "seed is 9223372036854775808. Use"),
         ({"intensity": "max"}, "minmax, percentile"),
     ):
         with pytest.raises(InputError, match=message):
