@@ -247,6 +247,11 @@ def validate(config: PretrainConfig) -> None:
                 f"{name} is {size}, not a multiple of encoder.patch_size {patch}. "
                 f"Use {below} or {max(below, size // patch * patch) + patch}."
             )
+    if not (c.loss.dino_weight or c.loss.ibot_weight or c.loss.koleo_weight):
+        raise InputError(
+            "loss.dino_weight, loss.ibot_weight and loss.koleo_weight are all 0, which leaves "
+            "nothing to learn. Set one of them above 0."
+        )
     if c.batch_size % c.engine.accumulate:
         raise InputError(
             f"batch_size {c.batch_size} cannot be cut into engine.accumulate "
@@ -281,19 +286,27 @@ _MAY_BE_ZERO = _SHARES | {
 }  # fmt: skip
 
 
+# A seed must fit torch's generators; the others are sizes beyond which only a slip can lie. [ours]
+_AT_MOST = {
+    "seed": 2**63 - 1, "heads.prototypes": 2**20, "heads.hidden": 2**20, "heads.bottleneck": 2**20,
+    "encoder.registers": 64, "encoder.image_size": 4096, "crops.local_count": 64,
+    "crops.global_size": 4096, "crops.local_size": 4096,
+}  # fmt: skip
+
+
 def _require_ranges(config: PretrainConfig) -> None:
     for name, value in _flat(dataclasses.asdict(config)).items():
         numbers = value if isinstance(value, (tuple, list)) else (value,)
         for number in numbers:
             if isinstance(number, (str, bool)):
                 continue
-            if (
-                not math.isfinite(number)
-                or number < 0
-                or (number == 0 and name not in _MAY_BE_ZERO)
-            ):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise InputError(f"{name} is {value}. It must be finite.")
+            if number < 0 or (number == 0 and name not in _MAY_BE_ZERO):
                 least = "0 or more" if name in _MAY_BE_ZERO else "more than 0"
                 raise InputError(f"{name} is {value}. It must be {least}.")
+            if number > _AT_MOST.get(name, number):
+                raise InputError(f"{name} is {value}. It must be at most {_AT_MOST[name]}.")
             if name in _SHARES and number > 1:
                 raise InputError(f"{name} is {value}. It must lie between 0 and 1.")
         if name in _RANGES and list(numbers) != sorted(numbers):
