@@ -110,11 +110,21 @@ def read_metadata_table(path: Path, files: Iterable[str]) -> MetadataTable:
 
 def _require_header(path: Path, header: list[str]) -> None:
     if "file" not in header:
-        hint = nearest("file", header) if header else "The file is empty."
-        raise InputError(f"--table {path}: has no column 'file'. {hint}")
+        raise InputError(
+            f"--table {path}: the column 'file' is missing; {_found_columns(header)}. Name the "
+            "column 'file' that holds paths below the folder, or file names."
+        )
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
         raise InputError(f"--table {path}: column {twice[0]!r} is there twice")
+
+
+def _found_columns(header: list[str]) -> str:
+    """Names in the first row; without a known one it may be a patient's row, and is not told."""
+    if any(name.lower() in KNOWN_COLUMNS for name in header):
+        return f"found: {', '.join(header)}"
+    count = len(header)
+    return f"none of its {count} columns has a known name" if header else "the file is empty"
 
 
 def _finding_columns(path: Path, header: list[str], records: list[dict[str, str]]) -> list[str]:

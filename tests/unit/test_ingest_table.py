@@ -63,8 +63,9 @@ def test_what_spreadsheets_write_where_commas_are_decimal_is_read(tmp_path, deli
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has no column 'file'"),
-        ("path,sex\none,F\n", "has no column 'file'"),
+        ("", "the column 'file' is missing; the file is empty"),
+        ("path,Sex\none,F\n", "the column 'file' is missing; found: path, Sex."),
+        ("one.png,Jane Doe\n", "is missing; none of its 2 columns has a known name"),
         ("file,sex,sex\none,F,F\n", "'sex' is there twice"),
         ("file,age_year\none,61\n", "unknown column 'age_year'. Did you mean 'age_years'?"),
         ("file,age_year,hb\none,61,13\n", "unknown columns 'age_year', 'hb'. Did you mean"),
@@ -86,7 +87,7 @@ def test_what_is_wrong_with_a_table_is_said_in_one_line(tmp_path, text, message)
     with pytest.raises(InputError) as error:
         read_metadata_table(table(tmp_path, text), FILES)
     assert message in str(error.value)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and "Jane" not in str(error.value)
 
 
 def test_a_table_that_is_missing_or_not_text_is_refused(tmp_path):
