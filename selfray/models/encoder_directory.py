@@ -100,7 +100,8 @@ def model_card(model: VisionTransformer, card: Mapping[str, Any]) -> str:
         "",
         "## Licence",
         "",
-        f"{licence or 'Not given.'} The terms of the data it was trained on apply as well.",
+        f"{(licence or 'Not given').rstrip('.')}. The terms of the data it was trained on apply as "
+        "well.",
         "",
         "## Limits",
         "",

@@ -34,7 +34,9 @@ SHIPPED = Path(__file__).parent.parent / "weights"
 
 # Chest radiographs scaled to 0..1, from the published RAD-DINO preprocessor.
 _RADIOGRAPH_MEAN, _RADIOGRAPH_STD = 0.5307, 0.2583
-_RANDOM_NAME = re.compile(r"random:(?P<arch>\w+)(?:/(?P<patch>\d+)(?:@(?P<size>\d+))?)?")
+_RANDOM_NAME = re.compile(r"random:(?P<arch>\w+)(?:/(?P<patch>\d{1,9})(?:@(?P<size>\d{1,9}))?)?")
+# Largest patch, image and patches a side of random encoders: beyond, memory ends. [ours]
+_RANDOM_MOST = (64, 4096, 512)
 _FILES = ("config.json", "preprocessor_config.json", WEIGHTS)
 _HEAD = "dino_head.safetensors"
 
@@ -274,6 +276,11 @@ def _random_encoder(name: str) -> Encoder:
             "Write for example random:vit_small/14@224."
         )
     patch_size, image_size = int(match["patch"] or 14), int(match["size"] or 224)
+    patch_most, size_most, grid_most = _RANDOM_MOST
+    if not 1 <= patch_size <= patch_most:
+        raise InputError(f"encoder {name!r}: PATCH is {patch_size}. Use 1 to {patch_most}.")
+    if image_size > (largest := min(size_most, grid_most * patch_size)):
+        raise InputError(f"encoder {name!r}: SIZE is {image_size}. Use {largest} at most.")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         # LayerScale 1, because with DINOv2's 1e-5 an untrained encoder is its patch embedding.

@@ -132,8 +132,9 @@ def test_the_model_card_says_data_recipe_licence_limits_and_use(directory):
     card = (directory / "README.md").read_text()
     front, text = card.split("---\n")[1:]
     assert "license: mit\n" in front and "library_name: transformers\n" in front
-    for told in ("synthetic phantom", "thorax", "CC0", "demo", "600", "## Licence\n\nMIT",
-                 "## Limits", "## Intended use", "not for diagnosis"):  # fmt: skip
+    for told in ("synthetic phantom", "thorax", "CC0", "demo", "600",
+                 "## Licence\n\nMIT. The terms", "## Limits", "## Intended use",
+                 "not for diagnosis"):  # fmt: skip
         assert told in text, told
     real = (write(small_vit(), directory, synthetic=False, data=[]) / "README.md").read_text()
     assert "phantom" not in real
@@ -351,6 +352,10 @@ def test_the_list_holds_names_that_can_be_asked_for(monkeypatch, tmp_path):
         ("random:vit_smal", "Did you mean 'vit_small'?"),
         ("random:vit-small", "random:ARCH[/PATCH[@SIZE]]"),
         ("random:vit_small/14@225", "Use 224 or 238"),
+        ("random:vit_pico/0", "PATCH is 0. Use 1 to 64"),
+        ("random:vit_pico/99999984@99999984", "PATCH is 99999984. Use 1 to 64"),
+        ("random:vit_pico/16@99999984", "SIZE is 99999984. Use 4096 at most"),
+        ("random:vit_pico/1@513", "SIZE is 513. Use 512 at most"),
         ("microsoft/raddino", "Did you mean 'microsoft/rad-dino'?"),
     ],
 )
