@@ -53,15 +53,13 @@ class RunDirectory:
         self._first_step = 1
         if config.engine.tensorboard:
             _require_tensorboard()
-        exists = path.exists() and not (path.is_dir() and _never_begun(path))
-        if exists:
+        if path.exists() and not (path.is_dir() and _never_begun(path)):
             self._require_same(resume)
         if resume == "must" and not list_checkpoints(self.checkpoints):
             raise InputError(
                 f"--resume must: {path} has no checkpoint. Give the directory of the run to "
                 "resume, or begin it with --resume auto."
             )
-        self.is_new = not exists
 
     @property
     def done(self) -> bool:

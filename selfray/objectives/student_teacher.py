@@ -123,7 +123,8 @@ class StudentTeacher(nn.Module):
             part: Crops and masks of B images.
             targets: The teacher's, for the same part.
             temperature: Of the student.
-            weights: By term; a term of weight 0 is not computed and given as 0.
+            weights: By term; `ibot` and `koleo` of weight 0 are not computed and given as 0, the
+                DINO terms are always computed.
 
         Returns:
             Scalars `dino_global`, `dino_local`, `ibot`, `koleo`.
