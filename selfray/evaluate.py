@@ -342,10 +342,26 @@ def _line(
     return line
 
 
-def _set_value(line: dict[str, Any], value: float, distribution: np.ndarray) -> None:
+def _enough_patients(judged: _Judged, target: str, benchmark: _Benchmark) -> bool:
+    """Whether resamples of the patients say anything about the spread of a number.
+
+    One patient is the same wherever it is drawn, so that the interval would have next to no width,
+    which is not certainty. Needed are two patients of each class; of a real-valued target, two in
+    all; of the macro, one finding that has them.
+    """
+    if target == _MACRO:
+        defined = {name for name, _ in judged.predictions} & set(benchmark.data.findings)
+        return any(_enough_patients(judged, finding, benchmark) for finding in defined)
+    known = benchmark.splits["test"].targets[:, benchmark.names.index(target)]
+    real = target in REAL_TARGETS
+    groups = [~np.isnan(known)] if real else [known == 0, known == 1]
+    return all(len(set(benchmark.patients[group])) > 1 for group in groups)
+
+
+def _set_value(line: dict[str, Any], value: float, distribution: np.ndarray, enough: bool) -> None:
     bounds = interval(distribution)
     numbers = {"value": value}
-    if line["n_patients"] > 1:  # one patient is the same in every resample: no width, not certainty
+    if enough:
         numbers |= {"ci_low": bounds.low, "ci_high": bounds.high}
     line |= {name: None if math.isnan(number) else number for name, number in numbers.items()}
     line["resamples_left_out"] = bounds.left_out
@@ -355,7 +371,8 @@ def _result_lines(judged: _Judged, benchmark: _Benchmark) -> list[dict[str, Any]
     lines = []
     for (target, metric, probe), value in judged.points.items():
         line = _line(judged, target, metric, probe, benchmark)
-        _set_value(line, value, judged.distributions[target, metric, probe])
+        enough = _enough_patients(judged, target, benchmark)
+        _set_value(line, value, judged.distributions[target, metric, probe], enough)
         if math.isnan(value):
             lacking = "a second value" if target in REAL_TARGETS else "both classes"
             line["reason"] = f"the test split lacks {lacking}"
@@ -376,7 +393,8 @@ def _difference_lines(
         key = (target, metric, probe)
         line = _line(judged, target, f"{metric}_difference", probe, benchmark)
         difference = judged.distributions[key] - other.distributions[key]
-        _set_value(line, value - other.points[key], difference)
+        enough = _enough_patients(judged, target, benchmark)
+        _set_value(line, value - other.points[key], difference, enough)
         lines.append(line | {"reference": other.encoder})
     return lines
 

@@ -501,3 +501,12 @@ def test_every_interval_of_an_area_lies_within_0_and_1(tiny):
         if line[end] is not None
     ]
     assert len(ends) >= 8 and min(ends) >= 0 and max(ends) <= 1
+
+
+def test_one_patient_of_a_class_gives_values_and_no_interval(tiny):
+    alone = [line for line in read_lines(tiny) if line["target"] == "effusion"]
+    assert len(alone) == 8  # of two encoders: AUROC and AUPRC, k-NN's AUROC, one difference
+    assert all(line["value"] is not None and line["n_patients"] > 1 for line in alone)
+    assert all(line["ci_low"] is None and line["ci_high"] is None for line in alone)
+    others = [line for line in read_lines(tiny) if line["target"] in ("noise", "macro")]
+    assert others and all(line["ci_low"] < line["ci_high"] for line in others)
