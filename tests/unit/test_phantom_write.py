@@ -104,12 +104,13 @@ def test_interrupted_phantom_resumes_to_the_same_fingerprint(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"patients": 0}, "patients is 0"),
-        ({"size": 31}, "size is 31"),
+        ({"patients": 0}, "^patients is 0"),
+        ({"size": 31}, "^size is 31"),
         ({"size": 2049}, "size is 2049"),
-        ({"seed": -1}, "seed is -1"),
-        ({"sites": ("A", "E")}, "site 'E' is unknown"),
-        ({"sites": ()}, "no site"),
+        ({"seed": -1}, "^seed is -1"),
+        ({"sites": ("A", "E")}, "^site 'E' is unknown"),
+        ({"sites": ("A", "B", "A")}, "^site 'A' is given 2 times"),
+        ({"sites": ()}, "^no site"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, arguments, message):

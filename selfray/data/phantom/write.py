@@ -115,13 +115,15 @@ def _settle_worker() -> None:
 
 def _require_arguments(patients: int, size: int, seed: int, sites: tuple[str, ...]) -> None:
     if patients < 1:
-        raise InputError(f"phantom: patients is {patients}. Use 1 or more.")
+        raise InputError(f"patients is {patients}. Use 1 or more.")
     if not 32 <= size <= 2048:
-        raise InputError(f"phantom: size is {size} pixels. Use 32 to 2048.")
+        raise InputError(f"size is {size} pixels. Use 32 to 2048.")
     if not 0 <= seed < 2**63:
-        raise InputError(f"phantom: seed is {seed}. Use a whole number from 0 to 2^63 - 1.")
+        raise InputError(f"seed is {seed}. Use a whole number from 0 to 2^63 - 1.")
     if not sites:
-        raise InputError(f"phantom: no site is given. {nearest('', SITES)}")
+        raise InputError(f"no site is given. {nearest('', SITES)}")
     for site in sites:
         if site not in SITES:
-            raise InputError(f"phantom: site {site!r} is unknown. {nearest(site, SITES)}")
+            raise InputError(f"site {site!r} is unknown. {nearest(site, SITES)}")
+        if sites.count(site) > 1:
+            raise InputError(f"site {site!r} is given {sites.count(site)} times. Give it once.")
