@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         place = error.filename2 or error.filename  # the target, where a renaming failed
-        advice = _OF_WRITING.get(error.errno) or (place and _OF_PATHS.get(error.errno))
+        number = error.errno or 0
+        advice = _OF_WRITING.get(number) or (_OF_PATHS.get(number) if place else None)
         if not advice:
             raise
         return _fail(prog, f"{place or 'writing'}: {error.strerror}. {advice}", 2)
