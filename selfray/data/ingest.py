@@ -155,12 +155,7 @@ def ingest(
     out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link at OUT)
     _require_arguments(source, out, size, intensity, workers, seed)
     found = _find_images(source)
-    if not found.images:
-        closed = f"; {found.closed_folders} folders cannot be opened" * bool(found.closed_folders)
-        raise InputError(
-            f"{source}: no image among {found.others} files{closed}. Give a folder with DICOM, "
-            "PNG, JPEG or TIFF files."
-        )
+    _require_images(source, found)
     metadata = read_metadata_table(table, found.images) if table else MetadataTable()
     info = DatasetInfo(
         name=name or out.name,
@@ -248,6 +243,15 @@ def _by_reason(records: list[dict[str, str]]) -> dict[str, int]:
 def _listed(reasons: dict[str, int]) -> str:
     parts = [f"{count}: {reason}" for reason, count in reasons.items()]
     return "; ".join(parts[:5]) + ("; …" if len(parts) > 5 else "")
+
+
+def _require_images(source: Path, found: _Found) -> None:
+    if not found.images:
+        closed = f"; {found.closed_folders} folders cannot be opened" * bool(found.closed_folders)
+        raise InputError(
+            f"{source}: no image among {found.others} files{closed}. Give a folder with DICOM, "
+            "PNG, JPEG or TIFF files."
+        )
 
 
 def _require_arguments(
