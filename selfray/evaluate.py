@@ -45,7 +45,13 @@ from selfray.evals.statistics import (
     real_resampled,
     resample,
 )
-from selfray.features import Features, extract_features, is_feature_directory, open_features
+from selfray.features import (
+    Features,
+    extract_features,
+    is_feature_directory,
+    open_features,
+    require_encoder,
+)
 
 FORMAT_NAME = "selfray-evaluation"
 TASKS = ("classification", "metadata")
@@ -126,6 +132,8 @@ def evaluate(
     _require_valid(encoders, tasks, baseline, seed)
     _require_evaluation_or_empty(out)
     benchmark = _open_benchmark(data, tasks, seed)
+    for encoder in encoders:
+        _require_usable(encoder, benchmark)
     (out / "features").mkdir(parents=True, exist_ok=True)
     judged = []
     for encoder in encoders:
@@ -218,6 +226,23 @@ def _open_benchmark(data: Path, tasks: Sequence[str], seed: int) -> _Benchmark:
     )
 
 
+def _require_usable(encoder: str, benchmark: _Benchmark) -> None:
+    """Refuse a wrong name now, and not when the encoders before it have taken their hours."""
+    if is_feature_directory(Path(encoder)):
+        _require_same_dataset(encoder, open_features(Path(encoder)), benchmark)
+    else:
+        require_encoder(encoder, benchmark.data)
+
+
+def _require_same_dataset(encoder: str, features: Features, benchmark: _Benchmark) -> None:
+    found = features.manifest["dataset"]["fingerprint"]
+    if found != benchmark.data.fingerprint:
+        raise InputError(
+            f"{encoder} holds features of another dataset (fingerprint {found[:12]}, the data's is "
+            f"{benchmark.data.fingerprint[:12]}). Extract them again from the data."
+        )
+
+
 def _feature_directory(encoder: str, data: Path, out: Path) -> Path:
     """Where the encoder's features are, made now if need be."""
     if is_feature_directory(Path(encoder)):
@@ -228,12 +253,7 @@ def _feature_directory(encoder: str, data: Path, out: Path) -> Path:
 
 
 def _judge(encoder: str, features: Features, benchmark: _Benchmark) -> _Judged:
-    found = features.manifest["dataset"]["fingerprint"]
-    if found != benchmark.data.fingerprint:
-        raise InputError(
-            f"{encoder} holds features of another dataset (fingerprint {found[:12]}, the data's is "
-            f"{benchmark.data.fingerprint[:12]}). Extract them again from the data."
-        )
+    _require_same_dataset(encoder, features, benchmark)
     arrays = "cls" if features.patch_mean is None else "cls+patch_mean"
     judged = _Judged(encoder, features.manifest, arrays)
     print(f"evaluate {encoder}: probes on {len(benchmark.names)} targets", file=sys.stderr)

@@ -34,6 +34,9 @@ _FLUSH_ROWS = 512  # rows lost at most by an interruption
 _PCA_SIZE = 56  # pixels a side
 _PCA_COMPONENTS = 256
 _PCA_ROWS = 20_000  # at most so many training images fit the components
+# Of the largest singular value. Below is float32's rounding, when training images repeat; a probe
+# that scales it to standard deviation 1 would make it the largest feature of any other image.
+_PCA_FLOOR = 1e-6
 _THUMBNAIL_SIZE = 16
 
 
@@ -122,21 +125,22 @@ class _PcaSource(_ThumbnailSource):
 
         super().__init__(_PCA_SIZE)
         rows = dataset.rows("train")
-        if len(rows) < 2:
-            raise InputError(
-                f"{dataset.directory}: the train split has {len(rows)} images; pixels:pca needs 2 "
-                "or more. Leave pixels:pca out, or make the dataset with a train split."
-            )
-        components = min(_PCA_COMPONENTS, len(rows) - 1)
-        self.widths = {"cls": (components,)}
-        self.identity["preprocessing"]["pca_components"] = components
         chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _PCA_ROWS)).astype(int)]
         with ThreadPoolExecutor(_workers()) as pool:
             pixels = np.stack(list(pool.map(lambda row: self.prepare(dataset.pixels(row)), chosen)))
+        components = min(_PCA_COMPONENTS, len(rows) - 1)
+        # PCA's own float32 mean of many rows is rounded by enough to pass for a component.
+        self.mean = pixels.mean(axis=0, dtype=np.float64).astype(np.float32)
+        pixels -= self.mean
         self.pca = PCA(components, svd_solver="randomized", random_state=0).fit(pixels)
+        singular = self.pca.singular_values_  # largest first
+        self.kept = int((singular >= _PCA_FLOOR * singular[0]).sum())
+        self.widths = {"cls": (self.kept,)}
+        self.identity["preprocessing"]["pca_components"] = self.kept
 
     def infer(self, images: list[np.ndarray]) -> dict[str, np.ndarray]:
-        return {"cls": self.pca.transform(np.stack(images)).astype(np.float32)}
+        components = self.pca.transform(np.stack(images) - self.mean)[:, : self.kept]
+        return {"cls": components.astype(np.float32)}
 
 
 @dataclass(frozen=True)
@@ -247,11 +251,38 @@ def extract_features(
     return out
 
 
+def require_encoder(encoder: str, dataset: RadiographDataset) -> None:
+    """Check that features can be extracted, without extracting any.
+
+    Args:
+        encoder: As for `extract_features`.
+        dataset: Whose images it will see.
+
+    Raises:
+        InputError: There is no such encoder, its files are not whole, or `pixels:pca` has no
+            training images.
+    """
+    if encoder.startswith("pixels:"):
+        _require_pixel_encoder(encoder, dataset)
+    else:
+        _EncoderSource(encoder, patch_tokens=False)
+
+
+def _require_pixel_encoder(encoder: str, dataset: RadiographDataset) -> None:
+    if encoder not in PIXEL_ENCODERS:
+        raise InputError(f"encoder {encoder!r} is unknown. {nearest(encoder, PIXEL_ENCODERS)}")
+    images = len(dataset.rows("train"))
+    if encoder == "pixels:pca" and images < 2:
+        raise InputError(
+            f"{dataset.directory}: the train split has {images} images; pixels:pca needs 2 "
+            "or more. Leave pixels:pca out, or make the dataset with a train split."
+        )
+
+
 def _open_source(encoder: str, dataset: RadiographDataset, patch_tokens: bool) -> _Source:
     if not encoder.startswith("pixels:"):
         return _EncoderSource(encoder, patch_tokens)
-    if encoder not in PIXEL_ENCODERS:
-        raise InputError(f"encoder {encoder!r} is unknown. {nearest(encoder, PIXEL_ENCODERS)}")
+    _require_pixel_encoder(encoder, dataset)
     if patch_tokens:
         raise InputError(f"{encoder} has no patch tokens. Leave --patch-tokens out.")
     return _PcaSource(dataset) if encoder == "pixels:pca" else _ThumbnailSource(_THUMBNAIL_SIZE)

@@ -510,3 +510,27 @@ def test_one_patient_of_a_class_gives_values_and_no_interval(tiny):
     assert all(line["ci_low"] is None and line["ci_high"] is None for line in alone)
     others = [line for line in read_lines(tiny) if line["target"] in ("noise", "macro")]
     assert others and all(line["ci_low"] < line["ci_high"] for line in others)
+
+
+def test_a_wrong_encoder_is_refused_before_any_features_are_extracted(tmp_path, data):
+    other = write_dataset(tmp_path / "other", patients=12)
+    foreign = extract_features("pixels:16x16", other, tmp_path / "foreign")
+    for wrong in ("nosuch", "random:vit_nosuch", "pixels:17x17", str(foreign)):
+        with pytest.raises(InputError):
+            evaluate(["pixels:16x16", wrong], data, tmp_path / "e")
+        assert not (tmp_path / "e").exists()
+
+
+def test_pixel_components_of_repeated_images_are_as_many_as_their_rank(tmp_path):
+    noise = np.random.default_rng(5)
+    images = [encode_png(planted(k % 2, k > 2, 20 + 9 * k, noise)) for k in range(6)]
+
+    def image(row, split):
+        return images[int(row["patient_id"][1:]) // 3 % 6] if split == "train" else row["image"]
+
+    data = write_dataset(tmp_path / "data", patients=60, image=image)
+    features = open_features(extract_features("pixels:pca", data, tmp_path / "f"))
+    train = np.asarray(features.cls)[RadiographDataset(data).rows("train")]
+    assert train.shape == (40, 5)  # six images and their mean
+    assert train.std(axis=0).min() > 1e-3
+    assert features.manifest["preprocessing"]["pca_components"] == 5
