@@ -7,11 +7,14 @@ The pixel baselines have `cls.npy` only: a vector of pixels has no patches.
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +32,7 @@ from selfray.progress import progress_bar
 FORMAT_NAME = "selfray-features"
 PIXEL_ENCODERS = ("pixels:pca", "pixels:16x16")
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PIXEL_COLUMNS = ("image", "mask", "finding_mask")
 _FLUSH_ROWS = 512  # rows lost at most by an interruption
 _PCA_SIZE = 56  # pixels a side
@@ -353,13 +357,41 @@ def _open_partial(partial: Path, manifest: dict[str, Any]) -> tuple[dict[str, np
     write_atomically(plan, json.dumps(manifest).encode())
     arrays = {}
     for name, array in manifest["arrays"].items():
-        arrays[name] = np.lib.format.open_memmap(
-            partial / f"{name}.npy",
-            mode="r+" if done else "w+",
-            dtype=array["dtype"],
-            shape=None if done else tuple(array["shape"]),
-        )
+        file = partial / f"{name}.npy"
+        with _room_for(manifest, partial):
+            arrays[name] = np.lib.format.open_memmap(
+                file,
+                mode="r+" if done else "w+",
+                dtype=array["dtype"],
+                shape=None if done else tuple(array["shape"]),
+            )
+            _reserve(file)
     return arrays, done
+
+
+def _reserve(file: Path) -> None:
+    """Take a mapped file's room on the disk now; what it holds stays.
+
+    A mapped file has holes until it is written to, and on a full disk that kills the process
+    (SIGBUS) where no exception can tell why.
+    """
+    with file.open("r+b") as opened:
+        os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+
+
+@contextmanager
+def _room_for(manifest: dict[str, Any], partial: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as cause:
+        if cause.errno not in _NO_ROOM:
+            raise
+        arrays = manifest["arrays"].values()
+        need = sum(math.prod(a["shape"]) * np.dtype(a["dtype"]).itemsize for a in arrays)
+        raise InputError(
+            f"{partial} needs {math.ceil(need / 1e6)} MB, and there is no room for it "
+            f"({cause.strerror}). Make room there, then repeat the command."
+        ) from cause
 
 
 def _flush(partial: Path, arrays: dict[str, np.ndarray], rows: int) -> None:

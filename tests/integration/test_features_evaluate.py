@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import sys
 import types
 from pathlib import Path
@@ -534,3 +535,27 @@ def test_pixel_components_of_repeated_images_are_as_many_as_their_rank(tmp_path)
     assert train.shape == (40, 5)  # six images and their mean
     assert train.std(axis=0).min() > 1e-3
     assert features.manifest["preprocessing"]["pca_components"] == 5
+
+
+def test_a_full_disk_is_refused_in_one_line_and_the_command_can_be_repeated(tmp_path, data):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # 180 x 256 x 4 bytes are more than this; dataset.json, plan.json and the like are less.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"f\.partial needs 1 MB.*Make room") as raised:
+            extract_features("pixels:16x16", data, tmp_path / "f")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(raised.value)
+    assert len(open_features(extract_features("pixels:16x16", data, tmp_path / "f")).cls) == 180
+
+
+def test_an_arrays_room_is_taken_before_any_features_are_written(tmp_path, data, monkeypatch):
+    def stopped(source, images):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("selfray.features._ThumbnailSource.infer", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        extract_features("pixels:16x16", data, tmp_path / "f")
+    found = (tmp_path / "f.partial" / "cls.npy").stat()
+    assert found.st_blocks * 512 >= found.st_size > 180_000  # no holes
