@@ -24,7 +24,6 @@ from selfray.data.block_masks import block_mask, masked_counts
 from selfray.data.loader import CropBatch
 from selfray.initialise import initialise
 from selfray.models import vit
-from selfray.objectives.optimizer import build_optimizer
 from selfray.recipes import recipe
 
 
@@ -52,13 +51,7 @@ def random_batch(config: PretrainConfig) -> CropBatch:
 def stepper(config: PretrainConfig, batch: CropBatch) -> Callable[[], object]:
     """A function that does one step."""
     networks = initialise(config)[0]
-    optimizer = build_optimizer(
-        networks.student,
-        depth=networks.depth,
-        layer_decay=config.optimizer.layer_decay,
-        patch_embed_factor=config.optimizer.patch_embed_factor,
-        betas=(config.optimizer.beta1, config.optimizer.beta2),
-    )
+    optimizer = pretrain.build_run_optimizer(config, networks)
     values = pretrain.scheduled(config, config.steps // 2, 0)
     autocast = pretrain._autocast(config, torch.device("cpu"))
     return lambda: pretrain._step(networks, optimizer, batch, config, values, autocast)

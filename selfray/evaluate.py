@@ -228,14 +228,10 @@ def _open_benchmark(data: Path, tasks: Sequence[str], seed: int) -> _Benchmark:
 
 def _require_usable(encoder: str, benchmark: _Benchmark) -> None:
     """Refuse a wrong name now, and not when the encoders before it have taken their hours."""
-    if is_feature_directory(Path(encoder)):
-        _require_same_dataset(encoder, open_features(Path(encoder)), benchmark)
-    else:
+    if not is_feature_directory(Path(encoder)):
         require_encoder(encoder, benchmark.data)
-
-
-def _require_same_dataset(encoder: str, features: Features, benchmark: _Benchmark) -> None:
-    found = features.manifest["dataset"]["fingerprint"]
+        return
+    found = open_features(Path(encoder)).manifest["dataset"]["fingerprint"]
     if found != benchmark.data.fingerprint:
         raise InputError(
             f"{encoder} holds features of another dataset (fingerprint {found[:12]}, the data's is "
@@ -253,7 +249,6 @@ def _feature_directory(encoder: str, data: Path, out: Path) -> Path:
 
 
 def _judge(encoder: str, features: Features, benchmark: _Benchmark) -> _Judged:
-    _require_same_dataset(encoder, features, benchmark)
     arrays = "cls" if features.patch_mean is None else "cls+patch_mean"
     judged = _Judged(encoder, features.manifest, arrays)
     print(f"evaluate {encoder}: probes on {len(benchmark.names)} targets", file=sys.stderr)

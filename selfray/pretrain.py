@@ -407,13 +407,13 @@ def _save(
 def _probe(run: RunDirectory, probe: Probe, networks: StudentTeacher, step: int) -> None:
     """Judge the teacher with frozen features, and export it when it is the best so far."""
     if probe.possible and run.config.evaluate_every and distributed.rank() == 0:
-        run.append({"kind": "probe", "step": step, **probe(networks)})
+        scores = probe(networks)
+        run.append({"kind": "probe", "step": step, **scores})
         best = run.mark_best()
         if best == step:
             export_encoder(run, networks, step)
-        probes = run.probes()
-        if probes:
-            score = f"step {step}: validation macro-AUROC {probes[-1]['macro_auroc']:.3f}"
+        if scores["macro_auroc"] is not None:
+            score = f"step {step}: validation macro-AUROC {scores['macro_auroc']:.3f}"
             _say(score if best is None else f"{score}, best at step {best}")
     distributed.barrier()
 
