@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from selfray.data.dataset import RadiographDataset
-from selfray.models.published import save_encoder
+from selfray.models.encoder_directory import save_encoder
 from selfray.objectives.student_teacher import StudentTeacher, encoder_of
 from selfray.run_directory import RunDirectory
 

@@ -68,21 +68,13 @@ class _EncoderSource:
         self.encoder = e = load_encoder(name)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         e.model.to(self.device)
-        grid = e.image_size // e.patch_size
         self.widths: dict[str, tuple[int, ...]] = {"cls": (e.width,), "patch_mean": (e.width,)}
         if patch_tokens:
-            self.widths["patch_tokens"] = (grid, grid, e.width)
+            self.widths["patch_tokens"] = (*e.grid, e.width)
         self.identity = {
             "weights_sha256": e.weights_sha256,
             "synthetic": e.synthetic,
-            "preprocessing": {
-                "resize": "shorter edge, bicubic, centre crop",
-                "shortest_edge": e.shortest_edge,
-                "image_size": e.image_size,
-                "patch_size": e.patch_size,
-                "mean": e.mean,
-                "std": e.std,
-            },
+            "preprocessing": e.preprocessing.description(),
         }
 
     def prepare(self, pixels: np.ndarray) -> torch.Tensor:

@@ -56,7 +56,7 @@ def initialise(config: PretrainConfig) -> tuple[StudentTeacher, list[str], bool]
     if config.init:
         source = load_encoder(config.init)
         mean, std = source.mean, source.std
-        lines.append(_take_encoder(encoder, source.model, config))
+        lines.append(_take_encoder(encoder, source.vit, config))
         head_lines, fresh_head = _take_heads(heads, config)
         lines += head_lines
     else:

@@ -13,7 +13,8 @@ from selfray.config import PretrainConfig
 from selfray.data.dataset import RadiographDataset
 from selfray.data.sampler import Purpose, generator_at
 from selfray.evals.linear_probe import target_values, validation_probe
-from selfray.models.published import Encoder
+from selfray.models.encoder import Encoder, vit_encoder
+from selfray.models.preprocessing import Preprocessing
 from selfray.objectives.student_teacher import StudentTeacher, encoder_of
 
 Places = Sequence[tuple[RadiographDataset, int]]
@@ -52,10 +53,10 @@ class Probe:
 
     def __call__(self, networks: StudentTeacher) -> dict[str, Any]:
         """Probe the teacher; see `selfray.evals.linear_probe.validation_probe`."""
-        encoder = Encoder(
-            "teacher", encoder_of(networks.teacher), mean=networks.mean, std=networks.std,
-            image_size=self._image_size,
-        )  # fmt: skip
+        size, mean, std = self._image_size, (networks.mean,) * 3, (networks.std,) * 3
+        encoder = vit_encoder(
+            "teacher", encoder_of(networks.teacher), Preprocessing(size, mean, std, size)
+        )
         return self.score(lambda places: self._features(encoder, places))
 
     def score(self, features: Callable[[Places], np.ndarray]) -> dict[str, Any]:

@@ -11,19 +11,20 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from selfray.errors import InputError
+from selfray.models.preprocessing import Preprocessing
 from selfray.models.vit import Shape, VisionTransformer
+from selfray.models.weights_file import check_names, load_exactly, read_tensors
 
 WEIGHTS = "model.safetensors"
 ORIGINAL_WEIGHTS = "backbone_compatible.safetensors"
 """DINOv2's own parameter names, which are ours; RAD-DINO publishes both files."""
+PICKLED_WEIGHTS = "pytorch_model.bin"
 
 BICUBIC = 3  # Pillow's number of the filter, which `resample` holds
 
@@ -69,22 +70,6 @@ _MODEL_CLASSES = {
 }
 
 
-class Preprocessing(NamedTuple):
-    """How pixels become the encoder's input.
-
-    Attributes:
-        shortest_edge: Length of the shorter side after the bicubic resize, pixels.
-        crop: Side of the central square that is cut out then, pixels, <= `shortest_edge`.
-        mean: Of each channel, scale 0..1, taken off.
-        std: Of each channel, scale 0..1, divided by.
-    """
-
-    shortest_edge: int
-    crop: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
 def huggingface_names(name: str) -> tuple[str, ...]:
     """Hugging Face's name of one of our parameters, or the names of its parts in order."""
     match = _NAME.fullmatch(name)
@@ -107,34 +92,22 @@ def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def from_huggingface(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+def from_huggingface(
+    tensors: Mapping[str, Tensor], names: Iterable[str], file: Path
+) -> dict[str, Tensor]:
     """Rename Hugging Face's parameters to ours.
 
     Args:
         tensors: By Hugging Face's names.
         names: Ours, all that the encoder has.
+        file: Where they are from, for errors.
 
     Raises:
         InputError: A parameter is missing, or one is left over; the message names them.
     """
     parts = {name: huggingface_names(name) for name in names}
-    check_names({theirs for group in parts.values() for theirs in group}, tensors)
+    check_names({theirs for group in parts.values() for theirs in group}, tensors, file)
     return {name: torch.cat([tensors[t] for t in group]) for name, group in parts.items()}
-
-
-def check_names(expected: Iterable[str], found: Iterable[str]) -> None:
-    """Raise InputError that names what is missing and what is unexpected."""
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if missing or extra:
-        said = [
-            f"{len(names)} {what} ({', '.join(names[:6])}{', …' if len(names) > 6 else ''})"
-            for what, names in (("missing", missing), ("unexpected", extra))
-            if names
-        ]
-        raise InputError(
-            f"parameters: {'; '.join(said)}. All must be there and no others: "
-            f"take {WEIGHTS} and config.json from the same model."
-        )
 
 
 def read_model(directory: Path) -> tuple[VisionTransformer, Path]:
@@ -150,23 +123,12 @@ def read_model(directory: Path) -> tuple[VisionTransformer, Path]:
     weights = _find_weights(directory)
     with torch.device("meta"):  # no time is spent on random weights that are replaced below
         model = _model_from_config(read_json(directory / "config.json"), directory)
-    try:
-        tensors = {name: tensor.float() for name, tensor in load_file(weights).items()}
-    except (SafetensorError, OSError) as cause:
-        raise InputError(f"{weights} cannot be read: {cause}. Copy it anew.") from cause
-    expected = model.state_dict()
-    try:
-        if weights.name == ORIGINAL_WEIGHTS:
-            check_names(expected, tensors)
-            model.position_interpolation = (
-                "bicubic-antialias" if model.registers else "bicubic-offset"
-            )
-        else:
-            tensors = from_huggingface(tensors, expected)
-        _check_shapes(expected, tensors)
-    except InputError as cause:
-        raise InputError(f"{weights}: {cause}") from None
-    model.load_state_dict(tensors, assign=True)
+    tensors = read_tensors(weights)
+    if weights.name == ORIGINAL_WEIGHTS:
+        model.position_interpolation = "bicubic-antialias" if model.registers else "bicubic-offset"
+    else:
+        tensors = from_huggingface(tensors, model.state_dict(), weights)
+    load_exactly(model, tensors, weights)
     return model.eval(), weights
 
 
@@ -186,19 +148,22 @@ def read_preprocessing(directory: Path) -> Preprocessing:
         _require(file, "rescale_factor", config["rescale_factor"], 1 / 255)
     try:
         crop = config["crop_size"]
+        shortest_edge, size = config["size"]["shortest_edge"], crop["height"]
         mean, std = map(tuple, (config["image_mean"], config["image_std"]))
-        found = Preprocessing(config["size"]["shortest_edge"], crop["height"], mean, std)
     except (KeyError, TypeError) as cause:
         raise InputError(
             f"{file}: {cause} is missing; a BitImageProcessor's file has it."
         ) from cause
-    _require(file, "crop_size.width", crop.get("width"), found.crop)
-    if len(mean) != 3 or len(std) != 3 or found.crop > found.shortest_edge:
+    _require(file, "crop_size.width", crop.get("width"), size)
+    if len(mean) != 3 or len(std) != 3:
         raise InputError(
-            f"{file}: {found}; allowed: three means, three standard deviations, crop not larger "
-            "than shortest_edge. Take the file from the encoder's publisher."
+            f"{file}: {len(mean)} means and {len(std)} standard deviations, allowed: three each. "
+            "Take the file from the encoder's publisher."
         )
-    return found
+    try:
+        return Preprocessing(size, mean, std, shortest_edge)
+    except InputError as cause:
+        raise InputError(f"{file}: {cause}") from None
 
 
 def model_config(model: VisionTransformer) -> dict[str, Any]:
@@ -255,6 +220,11 @@ def preprocessor_config(image_size: int, mean: float, std: float) -> dict[str, A
     }
 
 
+def is_dinov2(config: dict[str, Any]) -> bool:
+    """Whether `config.json` is of an encoder that `read_model` reads."""
+    return config.get("model_type") in _MODEL_CLASSES
+
+
 def _model_from_config(config: dict[str, Any], directory: Path) -> VisionTransformer:
     file = directory / "config.json"
     if config.get("model_type") not in _MODEL_CLASSES:
@@ -283,26 +253,10 @@ def _model_from_config(config: dict[str, Any], directory: Path) -> VisionTransfo
 
 
 def _find_weights(directory: Path) -> Path:
-    for name in (WEIGHTS, ORIGINAL_WEIGHTS):
+    for name in (WEIGHTS, ORIGINAL_WEIGHTS, PICKLED_WEIGHTS):
         if (directory / name).is_file():
             return directory / name
-    pickled = sorted(file.name for file in directory.glob("*.bin"))
-    if pickled:
-        raise InputError(
-            f"{directory / pickled[0]} is pickled, which can run any code and is never opened. "
-            f'Convert it where you trust it: python -c "from transformers import AutoModel as M; '
-            f"M.from_pretrained('{directory}').save_pretrained('{directory}')\""
-        )
     raise InputError(f"{directory} has no {WEIGHTS}. Put the encoder's {WEIGHTS} there.")
-
-
-def _check_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    for name, tensor in found.items():
-        if tensor.shape != expected[name].shape:
-            raise InputError(
-                f"{name} is {list(tensor.shape)}, config.json asks for "
-                f"{list(expected[name].shape)}. Take both from the same model."
-            )
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from selfray.errors import InputError, nearest
-from selfray.models.encoder_directory import DESCRIPTION, save_encoder
-from selfray.models.huggingface import WEIGHTS, read_json, read_model, read_preprocessing
-from selfray.models.vit import PositionInterpolation, VisionTransformer, build_vit
-
-__all__ = [
-    "Encoder",
-    "EncoderListing",
-    "find_head",
-    "list_encoders",
-    "load_encoder",
-    "save_encoder",
-]
+from selfray.models.encoder import Encoder, vit_encoder
+from selfray.models.encoder_directory import DESCRIPTION
+from selfray.models.huggingface import (
+    WEIGHTS,
+    is_dinov2,
+    read_json,
+    read_model,
+    read_preprocessing,
+)
+from selfray.models.preprocessing import Preprocessing
+from selfray.models.vit import PositionInterpolation, build_vit
+from selfray.models.weights_file import sha256_of
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 """Encoders within the package: selfray/NAME is the directory NAME here."""
+ENCODERS_VARIABLE = "SELFRAY_ENCODERS"
+"""Environment variable with a folder of encoders: PUBLISHER/NAME is looked for there first."""
 
 # Chest radiographs scaled to 0..1, from the published RAD-DINO preprocessor.
 _RADIOGRAPH_MEAN, _RADIOGRAPH_STD = 0.5307, 0.2583
@@ -42,8 +41,8 @@ _HEAD = "dino_head.safetensors"
 
 
 @dataclass(frozen=True)
-class EncoderListing:
-    """A line of `selfray encoders`.
+class PublishedEncoder:
+    """A row of the table: what is known of an encoder before any of its files is here.
 
     Attributes:
         name: For `load_encoder`.
@@ -51,8 +50,13 @@ class EncoderListing:
         licence: Of the weights.
         input_size: Side of the square input, pixels.
         width: Length of a feature vector.
-        files_expected: In the encoder's directory.
-        available: Whether these files are on this machine.
+        grid: Rows and columns of patch tokens.
+        preprocessing: In words.
+        files: In the encoder's directory.
+        home: Where they can be downloaded.
+        training_data: Datasets known to be in its training, by their common names.
+        optional_files: May be there too.
+        available: Whether the files are on this machine.
     """
 
     name: str
@@ -60,136 +64,73 @@ class EncoderListing:
     licence: str
     input_size: int
     width: int
-    files_expected: tuple[str, ...]
-    available: bool
+    grid: tuple[int, int]
+    preprocessing: str
+    files: tuple[str, ...]
+    home: str
+    training_data: tuple[str, ...] = ()
+    optional_files: tuple[str, ...] = ()
+    available: bool = False
 
 
-def _published() -> Iterator[EncoderListing]:
-    """What others publish, as if nothing were on this machine yet."""
-    microsoft = "Microsoft Health Futures"
-    yield EncoderListing("microsoft/rad-dino", microsoft, "MIT", 518, 768, (*_FILES, _HEAD), False)
-    yield EncoderListing(
-        "microsoft/rad-dino-maira-2", microsoft, "MSRLA (research only)", 518, 768, _FILES, False
+_RAD_DINO_DATA = ("MIMIC-CXR", "CheXpert", "NIH ChestX-ray14", "PadChest", "BRAX")
+
+
+def _hub(
+    name: str, publisher: str, licence: str, size: int, width: int, patch: int, preprocessing: str,
+    **more: Any,
+) -> PublishedEncoder:  # fmt: skip
+    """A row whose files lie on the Hugging Face hub in transformers' layout."""
+    grid = (size // patch, size // patch)
+    row = PublishedEncoder(
+        name, publisher, licence, size, width, grid, preprocessing, _FILES, f"huggingface.co/{name}"
     )
+    return replace(row, **more)
+
+
+def _published() -> Iterator[PublishedEncoder]:
+    """What others publish, as if nothing were on this machine yet."""
+    microsoft, meta = "Microsoft Health Futures", "Meta AI"
+    rad_dino = "shorter side 518, bicubic; crop 518"
+    yield _hub(
+        "microsoft/rad-dino", microsoft, "MIT", 518, 768, 14, rad_dino,
+        training_data=_RAD_DINO_DATA, optional_files=(_HEAD,),
+    )  # fmt: skip
+    yield _hub(
+        "microsoft/rad-dino-maira-2", microsoft, "MSRLA (research only)", 518, 768, 14, rad_dino,
+        training_data=_RAD_DINO_DATA,
+    )  # fmt: skip
     for kind in ("dinov2", "dinov2-with-registers"):
         for size, width in (("small", 384), ("base", 768), ("large", 1024), ("giant", 1536)):
-            name = f"facebook/{kind}-{size}"
-            yield EncoderListing(name, "Meta AI", "Apache-2.0", 224, width, _FILES, False)
+            yield _hub(
+                f"facebook/{kind}-{size}", meta, "Apache-2.0", 224, width, 14,
+                "shorter side 256, bicubic; crop 224",
+            )  # fmt: skip
 
 
-PUBLISHED = {listing.name: listing for listing in _published()}
+PUBLISHED = {row.name: row for row in _published()}
 
-
-class Encoder:
-    """A vision transformer together with its own preprocessing.
-
-    Args:
-        name: Where it came from.
-        model: Put in evaluation mode here.
-        mean: Mean of the pixels, scale 0..1, of all channels or of each of three.
-        std: Standard deviation, likewise.
-        image_size: Side of the square input, pixels; by default that of the model.
-        shortest_edge: Shorter side before the central crop, pixels; by default `image_size`.
-        weights_sha256: Of the weights' file; by default of the parameters.
-        synthetic: Whether it was trained on phantoms.
-
-    Attributes:
-        mean: Averaged over the channels: what one-channel training goes on with.
-        std: Likewise.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        model: VisionTransformer,
-        *,
-        mean: float | Sequence[float],
-        std: float | Sequence[float],
-        image_size: int | None = None,
-        shortest_edge: int | None = None,
-        weights_sha256: str | None = None,
-        synthetic: bool = False,
-    ) -> None:
-        self.name, self.model, self.synthetic = name, model.eval(), synthetic
-        self.width, self.patch_size = model.width, model.patch_size
-        self.image_size = image_size or model.image_size
-        self.shortest_edge = shortest_edge or self.image_size
-        means, stds = np.broadcast_to(mean, 3), np.broadcast_to(std, 3)
-        self.mean, self.std = float(means.mean()), float(stds.mean())
-        # What each of the 256 gray values becomes: exact, and faster than arithmetic on pixels.
-        gray = np.arange(256) / 255
-        self._normalised = torch.from_numpy(
-            ((gray - means[:, None]) / stds[:, None]).astype(np.float32)
-        )
-        if weights_sha256 is not None:
-            self.weights_sha256 = weights_sha256
-
-    @cached_property
-    def weights_sha256(self) -> str:
-        """SHA-256 of the weights' file, or of names and bytes of the parameters in order."""
-        digest = hashlib.sha256()
-        for name, tensor in self.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()
-
-    def preprocess(self, pixels: np.ndarray) -> Tensor:
-        """Make an image fit, as transformers' slow `BitImageProcessor` does.
-
-        Args:
-            pixels: Gray uint8 [H, W].
-
-        Returns:
-            Float32 [3, S, S]: the shorter side resized, bicubic; the centre; normalised.
-
-        Raises:
-            InputError: Not 8-bit gray.
-        """
-        if pixels.dtype != np.uint8 or pixels.ndim != 2 or not pixels.size:
-            raise InputError(
-                f"pixels are {pixels.dtype} {list(pixels.shape)}, allowed: uint8 [H, W]. "
-                "Ingest the image first."
-            )
-        short = min(pixels.shape)
-        height, width = (int(self.shortest_edge * side / short) for side in pixels.shape)
-        image = Image.fromarray(pixels)
-        if (width, height) != image.size:
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        top, left = (height - self.image_size) // 2, (width - self.image_size) // 2
-        square = np.asarray(image)[top : top + self.image_size, left : left + self.image_size]
-        return self._normalised[:, torch.from_numpy(square.astype(np.int64))]
-
-    @torch.no_grad()
-    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode preprocessed images.
-
-        Args:
-            images: [B, 3, H, W].
-
-        Returns:
-            CLS [B, D] and patches [B, D, h, w], after the final LayerNorm.
-        """
-        output = self.model(images)
-        rows = images.shape[-2] // self.patch_size
-        return output.cls, output.patches.transpose(1, 2).unflatten(2, (rows, -1))
-
-    @torch.no_grad()
-    def attention(self, images: Tensor) -> Tensor:
-        """How much CLS looks at each patch in the last block: [B, heads, h*w].
-
-        Args:
-            images: [B, 3, H, W], preprocessed.
-        """
-        return self.model.cls_attention(images)
+_FORMATS = (
+    # File that only this format has, and the function that reads its directory.
+    ("open_clip_config.json", "selfray.models.open_clip_encoder", "read_open_clip"),
+    ("biovil_t_image_model_proj_size_128.*", "selfray.models.biovil_t", "read_biovil_t"),
+    ("MRM.*", "selfray.models.mrm", "read_mrm"),
+    ("dinov2_vit*.*", "selfray.models.original_dinov2", "read_original"),
+)
+_LIBRARIES = {
+    "timm": ("selfray.models.timm_encoder", "load_timm"),
+    "xrv": ("selfray.models.xrv_encoder", "load_xrv"),
+}
 
 
 def load_encoder(name: str) -> Encoder:
     """Find an encoder and load it.
 
     Args:
-        name: A directory in Hugging Face's layout; a run directory; `selfray/NAME`, shipped with
-            the package; a published name, see `list_encoders`; or `random:ARCH[/PATCH[@SIZE]]`,
-            always the same random weights, patch 14 and size 224 by default.
+        name: A directory in Hugging Face's layout or a publisher's; a run directory;
+            `selfray/NAME`, shipped with the package; a published name, see `list_encoders`;
+            `timm:NAME` or `xrv:NAME` of these libraries; or `random:ARCH[/PATCH[@SIZE]]`, always
+            the same random weights, patch 14 and size 224 by default.
 
     Returns:
         The encoder on the CPU, float32.
@@ -197,31 +138,40 @@ def load_encoder(name: str) -> Encoder:
     Raises:
         InputError: There is no such encoder on this machine, or its files are not whole.
     """
-    if name.startswith("random:"):
+    library = name.partition(":")[0]
+    if library == "random":
         return _random_encoder(name)
-    directory = _directory(name)
+    if library in _LIBRARIES:
+        module, function = _LIBRARIES[library]
+        return getattr(import_module(module), function)(name)
+    directory = find_directory(name)
+    encoder = _read_directory(name, directory)
+    if name in PUBLISHED:
+        encoder.training_data = PUBLISHED[name].training_data
+    return encoder
+
+
+def _read_directory(name: str, directory: Path) -> Encoder:
+    for marker, module, function in _FORMATS:
+        if any(directory.glob(marker)):
+            return getattr(import_module(module), function)(name, directory)
+    if not is_dinov2(read_json(directory / "config.json")):
+        module = import_module("selfray.models.transformers_encoder")
+        return module.read_transformers(name, directory)
     model, weights = read_model(directory)
-    shortest_edge, crop, mean, std = read_preprocessing(directory)
-    if crop % model.patch_size:
-        raise InputError(
-            f"{directory}: crop_size is {crop}, not a multiple of patch_size {model.patch_size}. "
-            "Take preprocessor_config.json and config.json from the same model."
-        )
     description = _description(directory)
     if "position_interpolation" in description:
         model.position_interpolation = description["position_interpolation"]
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Encoder(
-        name,
-        model,
-        mean=mean,
-        std=std,
-        image_size=crop,
-        shortest_edge=shortest_edge,
-        weights_sha256=digest,
-        synthetic=bool(description.get("synthetic")),
-    )
+    try:
+        return vit_encoder(
+            name,
+            model,
+            read_preprocessing(directory),
+            weights_sha256=sha256_of(weights),
+            synthetic=bool(description.get("synthetic")),
+        )
+    except InputError as cause:
+        raise InputError(f"{directory}: {cause}") from None
 
 
 def find_head(name: str, head: str = "dino_head") -> Path | None:
@@ -234,36 +184,38 @@ def find_head(name: str, head: str = "dino_head") -> Path | None:
     Raises:
         InputError: There is no such encoder on this machine.
     """
-    if name.startswith("random:"):
+    if ":" in name and not Path(name).is_dir():
         return None
-    file = _directory(name, (f"{head}.safetensors",)) / f"{head}.safetensors"
+    file = find_directory(name, (f"{head}.safetensors",)) / f"{head}.safetensors"
     return file if file.is_file() else None
 
 
-def list_encoders() -> list[EncoderListing]:
+def list_encoders() -> list[PublishedEncoder]:
     """Encoders that have a name: those shipped with the package, then the published ones."""
-    from huggingface_hub import try_to_load_from_cache
-
-    listings = [_shipped_listing(directory) for directory in _shipped()]
-    for listing in PUBLISHED.values():
-        found = [try_to_load_from_cache(listing.name, file) for file in _FILES]
-        available = all(isinstance(path, str) for path in found)
-        listings.append(EncoderListing(**{**vars(listing), "available": available}))
-    return listings
+    shipped = [_shipped_row(directory) for directory in _shipped()]
+    return shipped + [
+        replace(row, available=_cached(row.name, row.files) is not None)
+        for row in PUBLISHED.values()
+    ]
 
 
 def _shipped() -> list[Path]:
     return sorted(file.parent for file in SHIPPED.glob("*/config.json"))
 
 
-def _shipped_listing(directory: Path) -> EncoderListing:
-    return EncoderListing(
+def _shipped_row(directory: Path) -> PublishedEncoder:
+    config, preprocessing = read_json(directory / "config.json"), read_preprocessing(directory)
+    side = preprocessing.size // config["patch_size"]
+    return PublishedEncoder(
         f"selfray/{directory.name}",
         "selfray",
         _description(directory).get("licence") or "not given",
-        read_preprocessing(directory).crop,
-        read_json(directory / "config.json")["hidden_size"],
+        preprocessing.size,
+        config["hidden_size"],
+        (side, side),
+        f"shorter side {preprocessing.shortest_edge}, bicubic; crop {preprocessing.size}",
         tuple(sorted(file.name for file in directory.iterdir())),
+        "within the package",
         available=True,
     )
 
@@ -287,11 +239,21 @@ def _random_encoder(name: str) -> Encoder:
         model = build_vit(
             match["arch"], patch_size=patch_size, image_size=image_size, layerscale_init=1.0
         )
-    return Encoder(name, model, mean=_RADIOGRAPH_MEAN, std=_RADIOGRAPH_STD)
+    mean, std = (_RADIOGRAPH_MEAN,) * 3, (_RADIOGRAPH_STD,) * 3
+    return vit_encoder(name, model, Preprocessing(image_size, mean, std, image_size))
 
 
-def _directory(name: str, also: tuple[str, ...] = ()) -> Path:
-    """Where an encoder's files are; `also` names further files that a publisher may have."""
+def find_directory(name: str, also: tuple[str, ...] = ()) -> Path:
+    """Where an encoder's files are.
+
+    Args:
+        name: A directory, a run directory, a shipped or a published name.
+        also: Files that a publisher may have besides those needed.
+
+    Raises:
+        InputError: It is not on this machine and cannot be had; the message says which files to
+            put where.
+    """
     path = Path(name)
     if path.is_dir():
         if (path / "checkpoints").is_dir() and not (path / "encoder").is_dir():
@@ -300,38 +262,46 @@ def _directory(name: str, also: tuple[str, ...] = ()) -> Path:
             )
         return path / "encoder" if (path / "encoder").is_dir() else path
     if name in PUBLISHED:
-        offered = PUBLISHED[name].files_expected
-        return _snapshot(name, tuple(file for file in offered if file in (*_FILES, *also)))
+        row = PUBLISHED[name]
+        wanted = [*row.files, *(file for file in row.optional_files if file in also)]
+        return _cached(name, wanted) or _downloaded(row, wanted)
     if name.startswith("selfray/") and (SHIPPED / path.name) in _shipped():
         return SHIPPED / path.name
     known = [*PUBLISHED, *(f"selfray/{directory.name}" for directory in _shipped())]
     raise InputError(f"encoder {name!r} is no directory and no known name. {nearest(name, known)}")
 
 
-def _snapshot(name: str, files: tuple[str, ...]) -> Path:
-    """The files of a published encoder: from Hugging Face's cache, else from the hub."""
-    from huggingface_hub import snapshot_download
+def _cached(name: str, files: Sequence[str]) -> Path | None:
+    """The folder with a published encoder's files on this machine, if they are all there."""
+    from huggingface_hub import try_to_load_from_cache
 
-    reason = "files are missing there"
-    for cached_only in (True, False):
-        try:
-            folder = Path(
-                snapshot_download(
-                    name,
-                    allow_patterns=list(files),
-                    local_files_only=cached_only,
-                    etag_timeout=5,
-                )
-            )
-        except OSError as cause:  # not in the cache, no way to the hub, refused there
-            reason = type(cause).__name__
-            continue
+    if os.environ.get(ENCODERS_VARIABLE):
+        folder = Path(os.environ[ENCODERS_VARIABLE]) / name
         if all((folder / file).is_file() for file in files):
             return folder
+    found = [try_to_load_from_cache(name, file) for file in files]
+    if all(isinstance(file, str) for file in found):
+        return Path(str(found[0])).parent
+    return None
+
+
+def _downloaded(row: PublishedEncoder, files: Sequence[str]) -> Path:
+    """The files of a published encoder from the hub."""
+    from huggingface_hub import snapshot_download
+
+    reason = "it is not published there"
+    if row.home == f"huggingface.co/{row.name}":
+        try:
+            folder = Path(snapshot_download(row.name, allow_patterns=list(files), etag_timeout=5))
+            if all((folder / file).is_file() for file in files):
+                return folder
+            reason = "files are missing there"
+        except OSError as cause:  # no way to the hub, or refused there
+            reason = type(cause).__name__
     raise InputError(
-        f"encoder {name} is not in Hugging Face's cache and cannot be had from the hub ({reason}). "
-        f"Download {', '.join(files)} from huggingface.co/{name} on another machine into one "
-        "folder, and give that folder as the encoder."
+        f"encoder {row.name} is not on this machine and cannot be had from the hub ({reason}). "
+        f"Download {', '.join(files)} from {row.home} on another machine into one folder, and "
+        f"give that folder as the encoder; or put it at ${ENCODERS_VARIABLE}/{row.name}."
     )
 
 

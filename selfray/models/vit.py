@@ -314,9 +314,9 @@ class VisionTransformer(nn.Module):
             mask_token = self.mask_token.to(patches.dtype)
             patches = torch.where(masks.unsqueeze(-1), mask_token, patches)
         positions = self.positions(rows, columns)
-        tokens = [(self.cls_token + positions[:, :1]).expand(len(images), -1, -1)]
+        tokens = [(self.cls_token + positions[:, :1]).expand(images.shape[0], -1, -1)]
         if self.register_tokens is not None:  # they have no position
-            tokens.append(self.register_tokens.expand(len(images), -1, -1))
+            tokens.append(self.register_tokens.expand(images.shape[0], -1, -1))
         tokens.append(patches + positions[:, 1:])
         return torch.cat(tokens, dim=1)
 

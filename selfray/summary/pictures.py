@@ -18,7 +18,7 @@ from selfray.features import Features, is_feature_directory, open_features
 if TYPE_CHECKING:
     import torch
 
-    from selfray.models.published import Encoder
+    from selfray.models.encoder import Encoder
 
 EXAMPLES = 6
 QUERIES = 4

@@ -97,6 +97,11 @@ def _examples(name: str, dataset: RadiographDataset) -> str:
     print(f"summary: drawing what {name} sees", file=sys.stderr)
     try:
         encoder = load_encoder(name)
+        if not encoder.has_attention:
+            return (
+                f'<p class="note">{escaped(name)} has no attention of a CLS token to draw: it is '
+                "no DINOv2-type vision transformer.</p>"
+            )
         examples = draw_examples(encoder, dataset, choose_rows(dataset, EXAMPLES, healthy=True))
     except InputError as error:
         return _left_out(error)

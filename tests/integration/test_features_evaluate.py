@@ -20,6 +20,7 @@ from selfray.errors import InputError
 from selfray.evals.statistics import PatientResamples
 from selfray.evaluate import evaluate, results_table
 from selfray.features import extract_features, open_features
+from selfray.models.preprocessing import Preprocessing
 
 SIZE = 32
 
@@ -81,7 +82,8 @@ class StandIn:
         self.name, self.image_size, self.patch_size, self.width = name, 32, 8, 4
         self.mean, self.std, self.synthetic = 0.5, 0.25, True
         self.weights_sha256 = name.ljust(64, "0")
-        self.shortest_edge, self.seen, self.model = 32, 0, torch.nn.Identity()
+        self.seen, self.model, self.grid = 0, torch.nn.Identity(), (4, 4)
+        self.preprocessing = Preprocessing(32, (0.5,) * 3, (0.25,) * 3, 32)
         self.fail_after: int | None = None
         self.poison_row: int | None = None
 
@@ -191,7 +193,10 @@ def test_a_second_extraction_does_nothing(tmp_path, data, encoders):
     ("what", "change"),
     [
         ("encoder weights", lambda e: setattr(e, "weights_sha256", "f" * 64)),
-        ("preprocessing", lambda e: setattr(e, "mean", 0.4)),
+        (
+            "preprocessing",
+            lambda e: setattr(e, "preprocessing", Preprocessing(32, (0.4,) * 3, (0.25,) * 3)),
+        ),
     ],
 )
 @pytest.mark.parametrize("finished", [True, False])

@@ -108,9 +108,14 @@ def test_a_part_does_not_know(folder: str, unwanted: str) -> None:
 
 def test_nothing_is_unpickled() -> None:
     for path in MODULES:
-        assert not _imported(path) & {"pickle", "joblib", "dill", "torch.load"}, path
+        unwanted = {"joblib", "dill", "torch.load"}
+        unwanted |= {"pickle"} if path.name != "weights_file.py" else set()
+        assert not _imported(path) & unwanted, path
         calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
-        assert not {ast.unparse(call.func) for call in calls} & {"torch.load", "torch.save"}, path
+        guilty = [c for c in calls if ast.unparse(c.func) in {"torch.load", "torch.save"}]
+        if path.name == "weights_file.py":  # the one place where publishers' files are read
+            guilty = [c for c in guilty if "weights_only=True" not in ast.unparse(c)]
+        assert not guilty, path
 
 
 def test_every_imported_package_is_a_declared_dependency() -> None:

@@ -1,0 +1,187 @@
+"""An encoder: a network together with the preprocessing that it was made for."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from selfray.errors import InputError
+from selfray.models.vit import VisionTransformer
+
+
+class Tokens(NamedTuple):
+    """What a network makes of a batch: pooled or CLS [B, D], and patch tokens [B, h*w, D]."""
+
+    cls: Tensor
+    patches: Tensor
+
+
+class InputPreprocessing(Protocol):
+    """`Preprocessing`, or a publisher's own that does not fit into it."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+    def __call__(self, pixels: np.ndarray) -> Tensor: ...
+
+    def description(self) -> dict: ...
+
+
+class Encoder:
+    """A network and its own preprocessing.
+
+    Args:
+        name: Where it came from.
+        model: Images [B, C, S, S] to something with `cls` [B, D] and `patches` [B, h*w, D], such
+            as `Tokens`. Put in evaluation mode here.
+        preprocessing: From uint8 pixels to one of the images.
+        width: D.
+        grid: h and w.
+        weights_sha256: Of the weights' file; by default of the parameters.
+        synthetic: Whether it was trained on phantoms.
+        training_data: Datasets known to be in its training, by their common names.
+
+    Attributes:
+        image_size: S, pixels.
+        mean: Averaged over the channels: what one-channel training goes on with.
+        std: Likewise.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        preprocessing: InputPreprocessing,
+        *,
+        width: int,
+        grid: tuple[int, int],
+        weights_sha256: str | None = None,
+        synthetic: bool = False,
+        training_data: tuple[str, ...] = (),
+    ) -> None:
+        self.name, self.model, self.preprocessing = name, model.eval(), preprocessing
+        self.width, self.grid, self.synthetic = width, grid, synthetic
+        self.training_data = training_data
+        self.image_size = preprocessing.size
+        self.mean = float(np.mean(preprocessing.mean))
+        self.std = float(np.mean(preprocessing.std))
+        if weights_sha256 is not None:
+            self.weights_sha256 = weights_sha256
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights' file, or of names and bytes of the parameters in order."""
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels of the input that one row of the patch grid stands for."""
+        return self.image_size // self.grid[0]
+
+    @property
+    def vit(self) -> VisionTransformer:
+        """The network, where it is one that training can continue.
+
+        Raises:
+            InputError: It is of another kind.
+        """
+        if not isinstance(self.model, VisionTransformer):
+            raise InputError(
+                f"{self.name} is no DINOv2-type vision transformer; only such can be continued. "
+                "Start from facebook/dinov2-base, microsoft/rad-dino or a run."
+            )
+        return self.model
+
+    def preprocess(self, pixels: np.ndarray) -> Tensor:
+        """Make an image fit: uint8 [H, W] or [H, W, 3] to float32 [C, S, S].
+
+        Raises:
+            InputError: Not an image of 8 bits.
+        """
+        return self.preprocessing(pixels)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode preprocessed images.
+
+        Args:
+            images: [B, C, S, S].
+
+        Returns:
+            CLS or pooled [B, D] and patches [B, D, h, w].
+        """
+        tokens = self.model(images)
+        rows = images.shape[-2] // self.patch_size
+        return tokens.cls, tokens.patches.transpose(1, 2).unflatten(2, (rows, -1))
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether `attention` can say where the encoder looks."""
+        return isinstance(self.model, VisionTransformer)
+
+    @torch.no_grad()
+    def attention(self, images: Tensor) -> Tensor:
+        """How much CLS looks at each patch in the last block: [B, heads, h*w].
+
+        Args:
+            images: [B, C, S, S], preprocessed.
+
+        Raises:
+            InputError: The network is no vision transformer of this package.
+        """
+        return self.vit.cls_attention(images)
+
+
+def vit_encoder(
+    name: str,
+    model: VisionTransformer,
+    preprocessing: InputPreprocessing,
+    *,
+    weights_sha256: str | None = None,
+    synthetic: bool = False,
+    training_data: tuple[str, ...] = (),
+) -> Encoder:
+    """An encoder around a vision transformer of this package.
+
+    Args:
+        name: Where it came from.
+        model: The network.
+        preprocessing: Its `size` may be any multiple of the patch.
+        weights_sha256: As for `Encoder`.
+        synthetic: As for `Encoder`.
+        training_data: As for `Encoder`.
+
+    Raises:
+        InputError: The input is no multiple of the patch.
+    """
+    if preprocessing.size % model.patch_size:
+        raise InputError(
+            f"crop_size is {preprocessing.size}, not a multiple of patch_size {model.patch_size}. "
+            "Take preprocessor_config.json and config.json from the same model."
+        )
+    side = preprocessing.size // model.patch_size
+    return Encoder(
+        name,
+        model,
+        preprocessing,
+        width=model.width,
+        grid=(side, side),
+        weights_sha256=weights_sha256,
+        synthetic=synthetic,
+        training_data=training_data,
+    )

@@ -1,0 +1,135 @@
+"""From 8-bit pixels to an encoder's input, as the encoder's publisher does it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from selfray.errors import InputError
+
+Filter = Literal["bicubic", "bilinear", "lanczos", "nearest", "box", "hamming"]
+_PILLOW_FILTERS: dict[str, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, take the central square, scale to 0..1, normalise.
+
+    Attributes:
+        size: Side of the square input, pixels.
+        mean: Of each channel, taken off the values 0..1.
+        std: Of each channel, divided by then.
+        shortest_edge: Length of the shorter side after the resize, pixels, >= `size`; None where
+            both sides become `size`, whatever the image's shape.
+        filter: Of the resize, with antialiasing.
+        resized_as: `uint8` rounds to whole gray values after the resize, as Pillow does; `float`
+            does not, as torchvision on tensors that were scaled before.
+        odd_margin: Which pixel the crop begins with where an odd number is cut off: `floor`, as
+            transformers, or `even`, as torchvision (half rounded to the even number).
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shortest_edge: int | None = None
+    filter: Filter = "bicubic"
+    resized_as: Literal["uint8", "float"] = "uint8"
+    odd_margin: Literal["floor", "even"] = "floor"
+
+    def __post_init__(self) -> None:
+        if self.shortest_edge is not None and self.shortest_edge < self.size:
+            raise InputError(
+                f"the shorter side becomes {self.shortest_edge} pixels, less than the crop of "
+                f"{self.size}. Take the preprocessing from the encoder's publisher."
+            )
+
+    def __call__(self, pixels: np.ndarray) -> Tensor:
+        """Make an image fit.
+
+        Args:
+            pixels: uint8, gray [H, W] or colour [H, W, 3], 0 is black.
+
+        Returns:
+            Float32 [C, size, size], C being the number of means.
+
+        Raises:
+            InputError: Not 8-bit, or of another shape.
+        """
+        require_eight_bits(pixels)
+        if pixels.ndim == 3:
+            if len(self.mean) != 3:
+                raise InputError("pixels are colour, allowed: gray. Convert the image first.")
+            square = torch.stack([self._square(pixels[..., c]) for c in range(3)])
+        else:
+            square = self._square(pixels).expand(len(self.mean), -1, -1)
+        if self.resized_as == "uint8":  # each of 256 values has its result: exact, and fast
+            table = self._normalised
+            channels = [table[c][plane.long()] for c, plane in enumerate(square)]
+            return torch.stack(channels)
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
+        return (square - mean) / std
+
+    def new_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after the resize, before the crop."""
+        if self.shortest_edge is None:
+            return self.size, self.size
+        short = min(height, width)
+        return int(self.shortest_edge * height / short), int(self.shortest_edge * width / short)
+
+    def description(self) -> dict[str, Any]:
+        """What must be equal for inputs to be equal; can be written as JSON."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    def _square(self, plane: np.ndarray) -> Tensor:
+        """[H, W] uint8 to [size, size], uint8 or float32 0..1."""
+        height, width = self.new_shape(*plane.shape)
+        top, left = self._margin(height), self._margin(width)
+        window = (slice(top, top + self.size), slice(left, left + self.size))
+        if self.resized_as == "float":
+            image = torch.from_numpy(plane.copy()).float()[None, None] / 255
+            image = F.interpolate(image, (height, width), mode=self.filter, antialias=True)
+            return image[0, 0][window]
+        image = Image.fromarray(plane)
+        if (width, height) != image.size:
+            image = image.resize((width, height), _PILLOW_FILTERS[self.filter])
+        return torch.from_numpy(np.asarray(image)[window].copy())
+
+    def _margin(self, side: int) -> int:
+        cut = side - self.size
+        return cut // 2 if self.odd_margin == "floor" else round(cut / 2)
+
+    @cached_property
+    def _normalised(self) -> Tensor:
+        """What each of the 256 gray values becomes, [C, 256]."""
+        gray = np.arange(256) / 255
+        mean, std = (np.asarray(values)[:, None] for values in (self.mean, self.std))
+        return torch.from_numpy(((gray - mean) / std).astype(np.float32))
+
+
+def require_eight_bits(pixels: np.ndarray) -> None:
+    """Refuse what is no image of 8 bits.
+
+    Raises:
+        InputError: Not uint8 [H, W] or [H, W, 3], or empty.
+    """
+    shaped = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if pixels.dtype != np.uint8 or not shaped or not pixels.size:
+        raise InputError(
+            f"pixels are {pixels.dtype} {list(pixels.shape)}, allowed: uint8 [H, W] or [H, W, 3], "
+            "0 to 255. Scale the values to 0..255 first: an encoder that is given another range "
+            "answers the same for every image."
+        )

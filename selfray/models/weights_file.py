@@ -1,0 +1,148 @@
+"""The tensors of a checkpoint, and their match with a network: all of them or an error."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from selfray.errors import InputError
+
+PICKLED = (".bin", ".pth", ".pt")
+"""Ends of the names of files that PyTorch wrote; they are read without unpickling objects."""
+
+_SHOWN = 6  # names in an error
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Read every tensor of a checkpoint, as float32.
+
+    A file that PyTorch wrote is read by its restricted unpickler, which makes tensors and plain
+    containers only; of a training checkpoint, the weights are taken: under `model`, `state_dict`
+    or `teacher`.
+
+    Args:
+        file: Safetensors, or .bin, .pth or .pt.
+
+    Raises:
+        InputError: The file is missing, damaged, holds other objects, or values that are not
+            finite.
+    """
+    tensors = _read_pickled(file) if file.suffix in PICKLED else _read_safetensors(file)
+    floats = {}
+    for name, tensor in tensors.items():
+        floats[name] = tensor.float() if tensor.is_floating_point() else tensor
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(
+                f"{file}: {name} holds values that are not finite: a diverged training or a "
+                "damaged copy. Copy the file anew, or take an earlier checkpoint."
+            )
+    return floats
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Give a network its parameters and buffers.
+
+    Args:
+        model: May be on the meta device; takes over the tensors themselves.
+        tensors: By the network's names.
+        file: Where they are from, for errors.
+
+    Raises:
+        InputError: A tensor is missing, left over or of another shape; the message names it.
+    """
+    expected = model.state_dict()
+    check_names(expected, tensors, file)
+    check_shapes(expected, tensors, file)
+    model.load_state_dict(dict(tensors), assign=True)
+
+
+def check_names(expected: Iterable[str], found: Iterable[str], file: Path) -> None:
+    """Raise InputError that names what is missing and what is unexpected."""
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or extra:
+        said = [
+            f"{len(names)} {what} ({', '.join(names[:_SHOWN])}"
+            f"{', …' if len(names) > _SHOWN else ''})"
+            for what, names in (("missing", missing), ("unexpected", extra))
+            if names
+        ]
+        raise InputError(
+            f"{file}: parameters: {'; '.join(said)}. All must be there and no others: "
+            "take weights and config.json from the same model."
+        )
+
+
+def check_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], file: Path) -> None:
+    """Raise InputError that names the first tensor of another shape."""
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape:
+            raise InputError(
+                f"{file}: {name} is {list(tensor.shape)}, config.json asks for "
+                f"{list(expected[name].shape)}. Take both from the same model."
+            )
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as cause:
+        if _is_pickled(file):
+            raise InputError(
+                f"{file} is a file of PyTorch's renamed to safetensors, and is not opened. "
+                f"{_conversion(file)}"
+            ) from None
+        raise InputError(f"{file} cannot be read: {cause}. Copy it anew.") from cause
+
+
+def _read_pickled(file: Path) -> dict[str, Tensor]:
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{file} holds more than tensors, which can run any code, and is not opened. "
+            f"{_conversion(file)}"
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as cause:
+        raise InputError(f"{file} cannot be read: {cause}. Copy it anew.") from cause
+    for key in ("model", "state_dict", "teacher"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{file} holds no tensors by name. {_conversion(file)}")
+    stray = sorted(str(name) for name, value in content.items() if not torch.is_tensor(value))
+    if stray:
+        raise InputError(f"{file}: {stray[0]} is no tensor. {_conversion(file)}")
+    return content
+
+
+def _is_pickled(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(1) == b"\x80" or zipfile.is_zipfile(file)
+    except OSError:
+        return False
+
+
+def _conversion(file: Path) -> str:
+    target = file.with_suffix(".safetensors").name
+    return (
+        'Where you trust it, convert it: python -c "import torch; from safetensors.torch import '
+        f"save_file; m = torch.load('{file.name}', 'cpu', weights_only=False); m = m.get('model', "
+        "m) if isinstance(m, dict) else m.state_dict(); "
+        f"save_file({{k: v.contiguous() for k, v in m.items()}}, '{target}')\""
+    )
