@@ -28,7 +28,6 @@ from selfray.data.dataset import RadiographDataset, write_atomically
 from selfray.data.loader import BATCHES_HELD, CropBatch, CropLoader
 from selfray.data.sampler import Purpose, generator_at
 from selfray.errors import InputError, Interrupted, RunStopped
-from selfray.export import export_encoder
 from selfray.initialise import initialise
 from selfray.objectives.optimizer import (
     build_optimizer,
@@ -42,6 +41,7 @@ from selfray.objectives.student_teacher import StudentTeacher
 from selfray.probe import Probe
 from selfray.progress import progress_bar
 from selfray.run_directory import RunDirectory
+from selfray.run_encoder import write_run_encoder
 
 
 def pretrain(config: PretrainConfig, out: Path, *, resume: str = "auto") -> Path:
@@ -411,7 +411,7 @@ def _probe(run: RunDirectory, probe: Probe, networks: StudentTeacher, step: int)
         run.append({"kind": "probe", "step": step, **scores})
         best = run.mark_best()
         if best == step:
-            export_encoder(run, networks, step)
+            write_run_encoder(run, networks, step)
         if scores["macro_auroc"] is not None:
             score = f"step {step}: validation macro-AUROC {scores['macro_auroc']:.3f}"
             _say(score if best is None else f"{score}, best at step {best}")
@@ -440,7 +440,7 @@ def _finish(run: RunDirectory, networks: StudentTeacher, config: PretrainConfig)
     if distributed.rank() == 0:
         best = run.mark_best()
         if best is None:
-            export_encoder(run, networks, config.steps)
+            write_run_encoder(run, networks, config.steps)
         which = f"of step {best}, the best probe" if best is not None else "of the last step"
         run.finish(f"{config.steps} steps; encoder {which}")
         _say(f"{run.path / 'encoder'} holds the encoder {which}")

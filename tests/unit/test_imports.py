@@ -18,7 +18,7 @@ PACKAGE = ROOT / "selfray"
 # Part of the package -> parts that it may import. A part is a module or a folder of modules, and
 # the longest name that fits is the part of a module. Each may import itself and `errors`.
 METHOD = {"distributed", "data", "models", "objectives", "evals"}
-RUN = {"config", "checkpoint", "run_directory", "initialise", "probe", "export"}
+RUN = {"config", "checkpoint", "run_directory", "initialise", "probe", "run_encoder"}
 STAGES = {"data.phantom", "data.ingest", "pretrain", "preview", "features", "evaluate", "summary"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "run_directory": {"config", "checkpoint", "data"},
     "initialise": {"config", "models", "objectives"},
     "probe": {"config", "data", "evals", "models", "objectives"},
-    "export": {"run_directory", "data", "models", "objectives"},
+    "run_encoder": {"run_directory", "data", "models", "objectives"},
     "pretrain": METHOD | RUN | {"progress"},
     "preview": METHOD | {"config", "pretrain"},
     "features": METHOD | {"progress"},

@@ -10,7 +10,7 @@ from selfray.objectives.student_teacher import StudentTeacher, encoder_of
 from selfray.run_directory import RunDirectory
 
 
-def export_encoder(run: RunDirectory, networks: StudentTeacher, step: int) -> None:
+def write_run_encoder(run: RunDirectory, networks: StudentTeacher, step: int) -> None:
     """Write the teacher, its heads and a model card to `RUN/encoder/`.
 
     Args:
