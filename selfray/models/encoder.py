@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from functools import cached_property
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfray.errors import InputError
+from selfray.models.image_inputs import ImageInput, eight_bit_images
 from selfray.models.vit import VisionTransformer
 
 
@@ -87,6 +90,41 @@ class Encoder:
             digest.update(name.encode())
             digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is; move it by `encoder.model.to(device)`."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    @torch.inference_mode()
+    def __call__(
+        self, images: ImageInput | Iterable[ImageInput], batch_size: int = 32
+    ) -> tuple[Tensor, Tensor]:
+        """Preprocess images and encode them.
+
+        Args:
+            images: One, or several of any sizes: paths, Pillow images, or uint8 pixels [H, W] or
+                [H, W, 3], 0 is black. Of a file, the darkest pixel becomes 0 and the brightest
+                255, as `selfray ingest` does.
+            batch_size: Images that are encoded at a time.
+
+        Returns:
+            CLS or pooled [B, D] and patches [B, D, h, w], on the network's device.
+
+        Raises:
+            InputError: No image, one that is not of 8 bits or cannot be read, or a
+                `batch_size` below 1.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}. Give 1 or more.")
+        prepared = map(self.preprocess, eight_bit_images(images))
+        batches = []
+        while batch := list(islice(prepared, batch_size)):  # never all decoded images at once
+            batches.append(self.features(torch.stack(batch).to(self.device)))
+        if not batches:
+            raise InputError("no image given. Give one or more.")
+        cls, patches = zip(*batches, strict=True)
+        return torch.cat(cls), torch.cat(patches)
 
     @property
     def patch_size(self) -> int:
