@@ -190,12 +190,13 @@ class Block(nn.Module):
         self, x: Tensor, norm: nn.Module, branch: nn.Module, scale: LayerScale
     ) -> Tensor:
         # Only the images that keep the branch go through it: a drop rate of 0.3 saves 30 % of it.
-        kept = max(1, int(len(x) * (1 - self.drop_path))) if self.training else len(x)
-        if kept == len(x):
+        images = x.shape[0]  # len(x) would make the batch size a constant of an exported graph
+        kept = max(1, int(images * (1 - self.drop_path))) if self.training else images
+        if kept == images:
             return x + branch(norm(x)) * scale.gamma
-        chosen = torch.randperm(len(x), device=x.device)[:kept]
+        chosen = torch.randperm(images, device=x.device)[:kept]
         residual = branch(norm(x[chosen])) * scale.gamma
-        return x.index_add(0, chosen, residual.to(x.dtype), alpha=len(x) / kept)
+        return x.index_add(0, chosen, residual.to(x.dtype), alpha=images / kept)
 
 
 class VisionTransformer(nn.Module):
