@@ -19,6 +19,8 @@ from selfray.models.huggingface import (
     preprocessor_config,
     to_huggingface,
 )
+from selfray.models.model_card import limits_of_training, model_card
+from selfray.models.preprocessing import Preprocessing
 from selfray.models.vit import VisionTransformer
 
 DESCRIPTION = "selfray.json"
@@ -58,95 +60,58 @@ def save_encoder(
     new = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    state = {name: tensor.detach().float().cpu() for name, tensor in model.state_dict().items()}
-    save_file(to_huggingface(state), new / WEIGHTS, metadata={"format": "pt"})
+    means, stds = (mean,) * 3, (std,) * 3
+    preprocessing = Preprocessing(model.image_size, means, stds, model.image_size)
+    write_model(new, model, to_huggingface(float_state(model)), preprocessing)
     for name, tensors in (heads or {}).items():
-        save_file({key: t.contiguous() for key, t in tensors.items()}, new / f"{name}.safetensors")
-    _write_json(new / "config.json", model_config(model))
-    for weights in new.glob("*.safetensors"):  # safetensors lets the owner alone read
-        shutil.copymode(new / "config.json", weights)
-    _write_json(new / "preprocessor_config.json", preprocessor_config(model.image_size, mean, std))
+        file = new / f"{name}.safetensors"
+        save_file({key: t.contiguous() for key, t in tensors.items()}, file)
+        shutil.copymode(new / "config.json", file)
     _write_json(new / DESCRIPTION, {**card, "position_interpolation": model.position_interpolation})
-    (new / "README.md").write_text(model_card(model, card), encoding="utf-8")
-    _replace(directory, new)
+    (new / "README.md").write_text(_card(model, card), encoding="utf-8")
+    replace_directory(directory, new)
 
 
-def model_card(model: VisionTransformer, card: Mapping[str, Any]) -> str:
-    """README.md: what the encoder was trained on and how, its limits, what it is for."""
+def write_model(
+    directory: Path,
+    model: VisionTransformer,
+    tensors: Mapping[str, Tensor],
+    preprocessing: Preprocessing,
+    weights: str = WEIGHTS,
+) -> None:
+    """Write weights, `config.json` and, where it can say it, `preprocessor_config.json`.
+
+    Args:
+        directory: Exists.
+        model: What the configuration describes.
+        tensors: Float32 on the CPU, by the names that go into the file.
+        preprocessing: For images of `model.image_size` or less, which positions are
+            interpolated for.
+        weights: Name of their file.
+    """
+    _write_json(directory / "config.json", model_config(model))
+    save_file(dict(tensors), directory / weights, metadata={"format": "pt"})
+    # Safetensors lets the owner alone read.
+    shutil.copymode(directory / "config.json", directory / weights)
+    processor = preprocessor_config(preprocessing)
+    if processor is not None:
+        _write_json(directory / "preprocessor_config.json", processor)
+
+
+def _card(model: VisionTransformer, card: Mapping[str, Any]) -> str:
     synthetic = bool(card.get("synthetic"))
-    licence = card.get("licence")
     subject = "radiographs of a synthetic phantom" if synthetic else "chest radiographs"
-    lines = [
-        "---",
-        f"license: {licence.lower() if licence else 'unknown'}",
-        "library_name: transformers",
-        "pipeline_tag: image-feature-extraction",
-        "tags: [selfray, dinov2, chest-x-ray" + (", synthetic-phantom]" if synthetic else "]"),
-        "---",
-        "",
-        f"# Image encoder of {subject}",
-        "",
-        f"A vision transformer (width {model.width}, {model.depth} blocks, patch "
-        f"{model.patch_size}, input {model.image_size} × {model.image_size}, "
-        f"{model.registers} registers), pre-trained with selfray on images alone.",
-        "",
-        "## Data",
-        "",
-        *_data_lines(card.get("data", ())),
-        "",
-        "## Recipe",
-        "",
-        *_recipe_lines(card),
-        "",
-        "## Licence",
-        "",
-        f"{(licence or 'Not given').rstrip('.')}. The terms of the data it was trained on apply as "
-        "well.",
-        "",
-        "## Limits",
-        "",
-        *_limits(synthetic),
-        "",
-        "## Intended use",
-        "",
-        "Research on image features. Not a medical device, and not for diagnosis.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _data_lines(data: object) -> list[str]:
-    if not isinstance(data, list | tuple):
-        return [str(data)]
-    if not data:
-        return ["Not recorded."]
-    return [
-        "- " + "; ".join(f"{key}: {value}" for key, value in entry.items())
-        if isinstance(entry, Mapping)
-        else f"- {entry}"
-        for entry in data
-    ]
-
-
-def _recipe_lines(card: Mapping[str, Any]) -> list[str]:
-    apart = ("synthetic", "data", "licence")
-    told = {key: value for key, value in card.items() if key not in apart}
-    return [f"- {key}: {json.dumps(value)}" for key, value in told.items()] or ["Not recorded."]
-
-
-def _limits(synthetic: bool) -> list[str]:
-    first = (
-        "Trained on a **synthetic phantom**: drawn images, no patient. It has never seen a real "
-        "radiograph, and nothing measured on phantoms says how it does on one."
-        if synthetic
-        else "Features follow the scanners, the people and the findings in the data above; "
-        "elsewhere they must be judged anew."
+    return model_card(
+        card,
+        title=f"Image encoder of {subject}",
+        about=[
+            f"A vision transformer (width {model.width}, {model.depth} blocks, patch "
+            f"{model.patch_size}, input {model.image_size} × {model.image_size}, "
+            f"{model.registers} registers), pre-trained with selfray on images alone."
+        ],
+        library="transformers",
+        limits=limits_of_training(synthetic),
     )
-    return [
-        first,
-        "Features can hold age, sex and other personal attributes. Horizontal flips in "
-        "pre-training make left and right alike.",
-    ]
 
 
 def _is_encoder(directory: Path) -> bool:
@@ -160,7 +125,18 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _replace(directory: Path, new: Path) -> None:
+def float_state(model: VisionTransformer) -> dict[str, Tensor]:
+    """The parameters, float32 on the CPU."""
+    return {name: tensor.detach().float().cpu() for name, tensor in model.state_dict().items()}
+
+
+def replace_directory(directory: Path, new: Path) -> None:
+    """Put a directory that is written in the place of another, which may not exist yet.
+
+    Args:
+        directory: The name that it gets.
+        new: Beside it.
+    """
     for file in new.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())

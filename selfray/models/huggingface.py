@@ -196,27 +196,29 @@ def model_config(model: VisionTransformer) -> dict[str, Any]:
     }
 
 
-def preprocessor_config(image_size: int, mean: float, std: float) -> dict[str, Any]:
+def preprocessor_config(preprocessing: Preprocessing) -> dict[str, Any] | None:
     """`preprocessor_config.json`, with the fields that the published RAD-DINO file has.
 
-    Args:
-        image_size: Side of the encoder's square input, pixels.
-        mean: Of all channels, scale 0..1.
-        std: Of all channels, scale 0..1.
+    Returns:
+        The fields, or None where a `BitImageProcessor` does something else (`read_preprocessing`).
     """
+    size, shortest_edge = preprocessing.size, preprocessing.shortest_edge
+    fits = Preprocessing(size, preprocessing.mean, preprocessing.std, shortest_edge)
+    if shortest_edge is None or len(preprocessing.mean) != 3 or preprocessing != fits:
+        return None
     return {
-        "crop_size": {"height": image_size, "width": image_size},
+        "crop_size": {"height": size, "width": size},
         "do_center_crop": True,
         "do_convert_rgb": True,
         "do_normalize": True,
         "do_rescale": True,
         "do_resize": True,
-        "image_mean": [mean] * 3,
+        "image_mean": list(preprocessing.mean),
         "image_processor_type": "BitImageProcessor",
-        "image_std": [std] * 3,
+        "image_std": list(preprocessing.std),
         "resample": BICUBIC,
         "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": image_size},
+        "size": {"shortest_edge": shortest_edge},
     }
 
 
