@@ -106,6 +106,21 @@ def _published() -> Iterator[PublishedEncoder]:
                 f"facebook/{kind}-{size}", meta, "Apache-2.0", 224, width, 14,
                 "shorter side 256, bicubic; crop 224",
             )  # fmt: skip
+    yield _hub(
+        "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", "Microsoft Research", "MIT",
+        224, 768, 16, "shorter side 224, bicubic; crop 224", training_data=("PMC-15M",),
+        files=("open_clip_config.json", "open_clip_pytorch_model.bin"),
+    )  # fmt: skip
+    yield _hub(
+        "microsoft/BiomedVLP-BioViL-T", microsoft, "MIT", 448, 512, 32,
+        "shorter side 512, bilinear; crop 448; not normalised", training_data=("MIMIC-CXR",),
+        files=("biovil_t_image_model_proj_size_128.pt",),
+    )  # fmt: skip
+    yield _hub(
+        "RL4M/MRM", "Zhou et al., ICLR 2023", "MIT", 224, 768, 16,
+        "shorter side 224, bilinear; crop 224", training_data=("MIMIC-CXR",), files=("MRM.pth",),
+        home="github.com/RL4M/MRM-pytorch",
+    )  # fmt: skip
 
 
 PUBLISHED = {row.name: row for row in _published()}
@@ -117,6 +132,12 @@ _FORMATS = (
     ("MRM.*", "selfray.models.mrm", "read_mrm"),
     ("dinov2_vit*.*", "selfray.models.original_dinov2", "read_original"),
 )
+# A file of tensors only that may be there in place of the published one.
+_STAND_INS = {
+    "open_clip_pytorch_model.bin": "open_clip_model.safetensors",
+    "biovil_t_image_model_proj_size_128.pt": "biovil_t_image_model_proj_size_128.safetensors",
+    "MRM.pth": "MRM.safetensors",
+}
 _LIBRARIES = {
     "timm": ("selfray.models.timm_encoder", "load_timm"),
     "xrv": ("selfray.models.xrv_encoder", "load_xrv"),
@@ -127,7 +148,8 @@ def load_encoder(name: str) -> Encoder:
     """Find an encoder and load it.
 
     Args:
-        name: A directory in Hugging Face's layout or a publisher's; a run directory;
+        name: A directory in Hugging Face's layout or a publisher's; a publisher's file of weights
+            that says by its name what it is; a run directory;
             `selfray/NAME`, shipped with the package; a published name, see `list_encoders`;
             `timm:NAME` or `xrv:NAME` of these libraries; or `random:ARCH[/PATCH[@SIZE]]`, always
             the same random weights, patch 14 and size 224 by default.
@@ -153,7 +175,7 @@ def load_encoder(name: str) -> Encoder:
 
 def _read_directory(name: str, directory: Path) -> Encoder:
     for marker, module, function in _FORMATS:
-        if any(directory.glob(marker)):
+        if directory.match(marker) if directory.is_file() else any(directory.glob(marker)):
             return getattr(import_module(module), function)(name, directory)
     if not is_dinov2(read_json(directory / "config.json")):
         module = import_module("selfray.models.transformers_encoder")
@@ -244,10 +266,10 @@ def _random_encoder(name: str) -> Encoder:
 
 
 def find_directory(name: str, also: tuple[str, ...] = ()) -> Path:
-    """Where an encoder's files are.
+    """Where an encoder's files are, or its only file.
 
     Args:
-        name: A directory, a run directory, a shipped or a published name.
+        name: A directory, a publisher's file, a run directory, a shipped or a published name.
         also: Files that a publisher may have besides those needed.
 
     Raises:
@@ -261,6 +283,8 @@ def find_directory(name: str, also: tuple[str, ...] = ()) -> Path:
                 f"{path} is a run without an encoder yet. Finish it with the same pretrain command."
             )
         return path / "encoder" if (path / "encoder").is_dir() else path
+    if path.is_file():
+        return path
     if name in PUBLISHED:
         row = PUBLISHED[name]
         wanted = [*row.files, *(file for file in row.optional_files if file in also)]
@@ -275,13 +299,14 @@ def _cached(name: str, files: Sequence[str]) -> Path | None:
     """The folder with a published encoder's files on this machine, if they are all there."""
     from huggingface_hub import try_to_load_from_cache
 
-    if os.environ.get(ENCODERS_VARIABLE):
-        folder = Path(os.environ[ENCODERS_VARIABLE]) / name
-        if all((folder / file).is_file() for file in files):
-            return folder
-    found = [try_to_load_from_cache(name, file) for file in files]
-    if all(isinstance(file, str) for file in found):
-        return Path(str(found[0])).parent
+    for wanted in (files, [_STAND_INS.get(file, file) for file in files]):
+        if os.environ.get(ENCODERS_VARIABLE):
+            folder = Path(os.environ[ENCODERS_VARIABLE]) / name
+            if all((folder / file).is_file() for file in wanted):
+                return folder
+        found = [try_to_load_from_cache(name, file) for file in wanted]
+        if all(isinstance(file, str) for file in found):
+            return Path(str(found[0])).parent
     return None
 
 

@@ -48,6 +48,30 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     return floats
 
 
+def weights_in(place: Path, stem: str) -> Path:
+    """A publisher's file of weights.
+
+    Args:
+        place: The file itself, or a directory with it.
+        stem: The file's name without its end; may be a pattern. Of two files that differ in the
+            end, the safetensors file is taken.
+
+    Raises:
+        InputError: The directory has none, or several.
+    """
+    if place.is_file():
+        return place
+    ends = (".safetensors", *PICKLED)
+    found = sorted(file for file in place.glob(f"{stem}.*") if file.suffix in ends)
+    if len({file.stem for file in found}) > 1:
+        raise InputError(
+            f"{place} has {', '.join(file.name for file in found)}. Give the file itself."
+        )
+    if not found:
+        raise InputError(f"{place} has no {stem} that ends in {', '.join(ends)}. Put it there.")
+    return min(found, key=lambda file: ends.index(file.suffix))
+
+
 def sha256_of(file: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with file.open("rb") as opened:
@@ -144,5 +168,5 @@ def _conversion(file: Path) -> str:
         'Where you trust it, convert it: python -c "import torch; from safetensors.torch import '
         f"save_file; m = torch.load('{file.name}', 'cpu', weights_only=False); m = m.get('model', "
         "m) if isinstance(m, dict) else m.state_dict(); "
-        f"save_file({{k: v.contiguous() for k, v in m.items()}}, '{target}')\""
+        f"save_file({{k: v.clone().contiguous() for k, v in m.items()}}, '{target}')\""
     )
