@@ -123,7 +123,8 @@ def test_nothing_is_unpickled() -> None:
 def test_every_imported_package_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    declared = {_normal(d) for d in [*project["dependencies"], *extras["tensorboard"]]}
+    optional = [*extras["tensorboard"], *extras["encoders"]]
+    declared = {_normal(d) for d in [*project["dependencies"], *optional]}
     distributions = importlib.metadata.packages_distributions()
     for path in MODULES:
         for name in {name.split(".")[0] for name in _imported(path)}:
