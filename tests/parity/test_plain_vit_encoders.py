@@ -142,3 +142,157 @@ def test_a_clip_of_another_kind_is_refused(tmp_path, reference, changes, said):
 def test_a_clip_without_weights_is_told_which(tmp_path, reference):
     write_clip(tmp_path, reference.timm_names())
     assert "open_clip_model.safetensors nor open_clip_pytorch_model.bin" in refusal(tmp_path)
+
+
+# MRM
+
+
+def mrm_file(tensors: dict[str, Tensor]) -> dict[str, object]:
+    """What its main_pretrain.py saves: parts that the encoder does without, one tensor twice."""
+    words = torch.randn(20, WIDTH)
+    model = {
+        **tensors,
+        "mask_token": torch.zeros(1, 1, WIDTH),
+        "decoder_pos_embed": torch.zeros(1, 197, WIDTH),
+        "decoder_embed.weight": torch.randn(WIDTH, WIDTH),
+        "decoder_blocks.0.attn.qkv.weight": torch.randn(3 * WIDTH, WIDTH),
+        "decoder_norm.weight": torch.ones(WIDTH),
+        "decoder_pred.bias": torch.zeros(8),
+        "bert_mlp.weight": torch.randn(8, WIDTH),
+        "bert_encoder.model.bert.embeddings.word_embeddings.weight": words,
+        "bert_encoder.model.cls.predictions.decoder.weight": words,
+    }
+    return {"model": model, "epoch": 199}
+
+
+def torchs_mrm(reference: TorchTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of patches, normalised afresh, and patches: timm's global_pool="avg" and MAE's encoder."""
+    with torch.no_grad():
+        tokens = reference.before_norm(images)
+        fresh = nn.LayerNorm(WIDTH, eps=1e-6)
+        return fresh(tokens[:, 1:].mean(1)), reference.norm(tokens)[:, 1:]
+
+
+@pytest.mark.parametrize("given", ["directory", "file"])
+def test_mrm_equals_torch(tmp_path, reference, images, given):
+    file = tmp_path / "MRM.pth"
+    torch.save(mrm_file(reference.timm_names()), file)
+    encoder = load_encoder(str(tmp_path if given == "directory" else file))
+    cls, patches = features(encoder, images)
+    expected_cls, expected_patches = torchs_mrm(reference, images)
+    assert_same(cls, expected_cls)
+    assert_same(patches, expected_patches)
+    assert (encoder.width, encoder.grid, encoder.image_size) == (WIDTH, (14, 14), 224)
+    assert encoder.training_data == ("MIMIC-CXR",) and not encoder.has_attention
+    assert (encoder.mean, encoder.std) == (pytest.approx(0.4978), pytest.approx(0.2449))
+
+
+def test_mrm_with_its_training_arguments_is_refused_and_read_when_converted(
+    tmp_path, reference, images
+):
+    content = mrm_file(reference.timm_names()) | {"args": argparse.Namespace(lr=1.5e-4)}
+    torch.save(content, tmp_path / "MRM.pth")
+    said = refusal(tmp_path)
+    assert "MRM.pth holds more than tensors" in said
+    convert(said, tmp_path)
+    cls, _ = features(load_encoder(str(tmp_path)), images)
+    assert_same(cls, torchs_mrm(reference, images)[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"blocks.2.mlp.fc2.bias": None}, "1 missing (blocks.2.mlp.fc2.bias)"),
+        ({"fc_norm.weight": torch.ones(WIDTH)}, "1 unexpected (fc_norm.weight)"),
+        ({"blocks.0.ls1.gamma": torch.ones(WIDTH)}, "1 unexpected (blocks.0.ls1.gamma)"),
+        ({"norm.bias": torch.ones(3)}, "norm.bias is [3]"),
+        ({"pos_embed": None}, "1 missing (pos_embed)"),
+        ({"pos_embed": torch.ones(197, WIDTH)}, "pos_embed is [197, 192], allowed: 3 dimensions"),
+        ({"cls_token": torch.ones(1, 1, 100)}, "tokens have 100 values, allowed: a multiple of 64"),
+        ({"blocks.6.norm1.weight": torch.ones(WIDTH)}, "has 7 blocks of width 192"),
+    ],
+)
+def test_what_is_wrong_with_a_vision_transformers_file_is_said(tmp_path, reference, changes, said):
+    tensors = {**reference.timm_names(), **changes}
+    tensors = {name: t.clone() for name, t in tensors.items() if t is not None}
+    save_file(tensors, tmp_path / "MRM.safetensors")
+    assert said in refusal(tmp_path / "MRM.safetensors")
+
+
+def test_a_published_name_is_found_among_converted_files(tmp_path, reference, monkeypatch):
+    monkeypatch.setenv("SELFRAY_ENCODERS", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    said = refusal("RL4M/MRM")
+    assert "MRM.pth" in said and "github.com/RL4M/MRM-pytorch" in said
+    (tmp_path / "RL4M" / "MRM").mkdir(parents=True)
+    save_file(reference.timm_names(), tmp_path / "RL4M" / "MRM" / "MRM.safetensors")
+    assert load_encoder("RL4M/MRM").training_data == ("MIMIC-CXR",)
+
+
+# DINOv2
+
+
+def dinov2_names(reference: TorchTransformer) -> dict[str, Tensor]:
+    """With mask token and LayerScale, and positions of 37 x 37 patches of 14 pixels."""
+    generator = torch.Generator().manual_seed(2)
+    scales = {f"blocks.{b}.ls{n}.gamma": torch.ones(WIDTH) for b in range(DEPTH) for n in (1, 2)}
+    return {
+        **{name: tensor.clone() for name, tensor in reference.timm_names().items()},
+        **scales,
+        "mask_token": torch.zeros(1, WIDTH),
+        "patch_embed.proj.weight": 0.05 * torch.randn(WIDTH, 3, 14, 14, generator=generator),
+        "pos_embed": torch.randn(1, 1 + 37**2, WIDTH, generator=generator),
+    }
+
+
+def torchs_dinov2(reference: TorchTransformer, tensors: dict[str, Tensor], images: Tensor):
+    """Its tokens, with the scale of 0.1 patch more: the formula of DINOv2's own code."""
+    patches = F.conv2d(
+        images, tensors["patch_embed.proj.weight"], tensors["patch_embed.proj.bias"], stride=14
+    )
+    positions = tensors["pos_embed"][0, 1:].T.reshape(1, WIDTH, 37, 37)
+    positions = F.interpolate(positions, scale_factor=(16.1 / 37, 16.1 / 37), mode="bicubic")
+    cls = tensors["cls_token"] + tensors["pos_embed"][:, :1]
+    tokens = (patches + positions).flatten(2).transpose(1, 2)
+    tokens = torch.cat([cls.expand(len(images), -1, -1), tokens], dim=1)
+    with torch.no_grad():
+        return reference.norm(reference.blocks(tokens))
+
+
+def test_dinov2s_own_file_equals_torch(tmp_path, reference, images):
+    tensors = dinov2_names(reference)
+    file = tmp_path / "dinov2_vits14_pretrain.pth"
+    torch.save(tensors, file)
+    expected = torchs_dinov2(reference, tensors, images)
+    for given in (tmp_path, file):
+        encoder = load_encoder(str(given))
+        cls, patches = features(encoder, images)
+        assert_same(cls, expected[:, 0])
+        assert_same(patches, expected[:, 1:])
+        assert (encoder.grid, encoder.patch_size, encoder.vit.registers) == ((16, 16), 14, 0)
+
+
+def test_two_files_of_dinov2_beside_each_other_are_told_apart_by_name(tmp_path, reference):
+    tensors = dinov2_names(reference)
+    for name in ("dinov2_vits14_pretrain.pth", "dinov2_vitb14_pretrain.pth"):
+        torch.save(tensors, tmp_path / name)
+    assert "dinov2_vitb14_pretrain.pth, dinov2_vits14_pretrain.pth. Give" in refusal(tmp_path)
+    assert load_encoder(str(tmp_path / "dinov2_vits14_pretrain.pth")).width == WIDTH
+
+
+def test_a_pickled_network_is_refused_and_read_when_converted(tmp_path, reference):
+    tensors = dinov2_names(reference)
+    torch.save(whole_object(tensors), tmp_path / "dinov2_vits14_pretrain.pth")
+    said = refusal(tmp_path)
+    assert "holds more than tensors" in said
+    convert(said, tmp_path)
+    assert load_encoder(str(tmp_path)).width == WIDTH
+    del tensors["mask_token"]
+    save_file(tensors, tmp_path / "dinov2_vits14_pretrain.safetensors")
+    assert "1 missing (mask_token)" in refusal(tmp_path)
+
+
+def test_a_file_of_no_known_publisher_is_refused(tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"")
+    with pytest.raises(InputError, match=r"weights\.pth"):
+        load_encoder(str(tmp_path / "weights.pth"))
