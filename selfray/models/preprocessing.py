@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -34,12 +33,14 @@ class Preprocessing:
         mean: Of each channel, taken off the values 0..1.
         std: Of each channel, divided by then.
         shortest_edge: Length of the shorter side after the resize, pixels, >= `size`; None where
-            both sides become `size`, whatever the image's shape.
+            both sides become as long as `both_sides`.
         filter: Of the resize, with antialiasing.
         resized_as: `uint8` rounds to whole gray values after the resize, as Pillow does; `float`
             does not, as torchvision on tensors that were scaled before.
         odd_margin: Which pixel the crop begins with where an odd number is cut off: `floor`, as
             transformers, or `even`, as torchvision (half rounded to the even number).
+        both_sides: Length of both sides after the resize, pixels, >= `size`, whatever the image's
+            shape; None stands for `size`. Not together with `shortest_edge`.
     """
 
     size: int
@@ -49,11 +50,13 @@ class Preprocessing:
     filter: Filter = "bicubic"
     resized_as: Literal["uint8", "float"] = "uint8"
     odd_margin: Literal["floor", "even"] = "floor"
+    both_sides: int | None = None
 
     def __post_init__(self) -> None:
-        if self.shortest_edge is not None and self.shortest_edge < self.size:
+        shorter = self.both_sides if self.shortest_edge is None else self.shortest_edge
+        if shorter is not None and shorter < self.size:
             raise InputError(
-                f"the shorter side becomes {self.shortest_edge} pixels, less than the crop of "
+                f"the shorter side becomes {shorter} pixels, less than the crop of "
                 f"{self.size}. Take the preprocessing from the encoder's publisher."
             )
 
@@ -69,24 +72,41 @@ class Preprocessing:
         Raises:
             InputError: Not 8-bit, or of another shape.
         """
+        return self.normalise(self.square(pixels))
+
+    def square(self, pixels: np.ndarray) -> Tensor:
+        """Resize and crop, which is all that must be done image by image.
+
+        Args:
+            pixels: uint8, gray [H, W] or colour [H, W, 3], 0 is black.
+
+        Returns:
+            [1, size, size] of gray, [3, size, size] of colour images; uint8, or float32 0..1
+            where `resized_as` is `float`.
+
+        Raises:
+            InputError: Not 8-bit, or of another shape.
+        """
         require_eight_bits(pixels)
-        if pixels.ndim == 3:
-            if len(self.mean) != 3:
-                raise InputError("pixels are colour, allowed: gray. Convert the image first.")
-            square = torch.stack([self._square(pixels[..., c]) for c in range(3)])
-        else:
-            square = self._square(pixels).expand(len(self.mean), -1, -1)
-        if self.resized_as == "uint8":  # each of 256 values has its result: exact, and fast
-            table = self._normalised
-            channels = [table[c][plane.long()] for c, plane in enumerate(square)]
-            return torch.stack(channels)
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return (square - mean) / std
+        if pixels.ndim == 3 and len(self.mean) != 3:
+            raise InputError("pixels are colour, allowed: gray. Convert the image first.")
+        planes = np.moveaxis(pixels, 2, 0) if pixels.ndim == 3 else pixels[None]
+        return torch.stack([self._square(np.ascontiguousarray(plane)) for plane in planes])
+
+    def normalise(self, squares: Tensor) -> Tensor:
+        """From what `square` gives, [..., 1 or 3, size, size], to float32 [..., C, size, size]."""
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=squares.device)[:, None, None]
+            for values in (self.mean, self.std)
+        )
+        scaled = squares.float() / 255 if squares.dtype == torch.uint8 else squares
+        return (scaled - mean) / std
 
     def new_shape(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after the resize, before the crop."""
         if self.shortest_edge is None:
-            return self.size, self.size
+            side = self.both_sides or self.size
+            return side, side
         short = min(height, width)
         return int(self.shortest_edge * height / short), int(self.shortest_edge * width / short)
 
@@ -111,13 +131,6 @@ class Preprocessing:
     def _margin(self, side: int) -> int:
         cut = side - self.size
         return cut // 2 if self.odd_margin == "floor" else round(cut / 2)
-
-    @cached_property
-    def _normalised(self) -> Tensor:
-        """What each of the 256 gray values becomes, [C, 256]."""
-        gray = np.arange(256) / 255
-        mean, std = (np.asarray(values)[:, None] for values in (self.mean, self.std))
-        return torch.from_numpy(((gray - mean) / std).astype(np.float32))
 
 
 def require_eight_bits(pixels: np.ndarray) -> None:
