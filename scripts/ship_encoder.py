@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from selfray.data.dataset import write_atomically
-from selfray.models.encoder_directory import DESCRIPTION, save_encoder
+from selfray.models.encoder_directory import DESCRIPTION, GOLDEN, save_encoder
 from selfray.models.published import SHIPPED, load_encoder
 
 COMMAND = "scripts/train_shipped_encoder.sh"
@@ -37,6 +37,8 @@ def main() -> None:
     arguments = parser.parse_args()
     run, target = arguments.run, SHIPPED / arguments.name
     card = json.loads((run / "encoder" / DESCRIPTION).read_text())
+    for noted in ("position_interpolation", GOLDEN):  # are written anew, and are no recipe
+        card.pop(noted, None)
     encoder = load_encoder(str(run))
     head = load_file(run / "encoder" / "dino_head.safetensors")
     save_encoder(

@@ -13,10 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from selfray.errors import InputError
+from selfray.models.encoder import vit_encoder
+from selfray.models.golden import golden_cls
 from selfray.models.huggingface import (
     WEIGHTS,
     model_config,
     preprocessor_config,
+    read_model,
     to_huggingface,
 )
 from selfray.models.model_card import limits_of_training, model_card
@@ -24,8 +27,10 @@ from selfray.models.preprocessing import Preprocessing
 from selfray.models.vit import VisionTransformer
 
 DESCRIPTION = "selfray.json"
-"""What Hugging Face's files have no place for: the model card as data, and how positions are
-interpolated."""
+"""What Hugging Face's files have no place for: the model card as data, how positions are
+interpolated, and golden values."""
+GOLDEN = "golden_cls"
+"""Its field with what `golden_cls` gave on the machine that wrote the encoder."""
 
 
 def save_encoder(
@@ -53,7 +58,7 @@ def save_encoder(
         heads: Tensors of projection heads by name, each written to NAME.safetensors.
 
     Raises:
-        InputError: `directory` exists and holds something else.
+        InputError: `directory` exists and holds something else, or a parameter is not finite.
     """
     if directory.exists() and not _is_encoder(directory):
         raise InputError(f"{directory} exists and is no encoder directory. Choose another.")
@@ -67,7 +72,12 @@ def save_encoder(
         file = new / f"{name}.safetensors"
         save_file({key: t.contiguous() for key, t in tensors.items()}, file)
         shutil.copymode(new / "config.json", file)
-    _write_json(new / DESCRIPTION, {**card, "position_interpolation": model.position_interpolation})
+    interpolation = model.position_interpolation
+    written, _ = read_model(new)
+    written.position_interpolation = interpolation
+    golden = golden_cls(vit_encoder(str(directory), written, preprocessing))
+    noted = {"position_interpolation": interpolation, GOLDEN: golden}
+    _write_json(new / DESCRIPTION, {**card, **noted})
     (new / "README.md").write_text(_card(model, card), encoding="utf-8")
     replace_directory(directory, new)
 
