@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_APART = ("synthetic", "data", "licence", "validation")
+_APART = (
+    "synthetic", "data", "licence", "validation", "position_interpolation", "golden_cls",
+)  # fmt: skip
 
 
 def model_card(
