@@ -16,6 +16,7 @@ from selfray.errors import InputError, nearest
 from selfray.models.encoder import Encoder, vit_encoder
 from selfray.models.encoder_directory import DESCRIPTION
 from selfray.models.huggingface import (
+    PICKLED_WEIGHTS,
     WEIGHTS,
     is_dinov2,
     read_json,
@@ -121,6 +122,46 @@ def _published() -> Iterator[PublishedEncoder]:
         "shorter side 224, bilinear; crop 224", training_data=("MIMIC-CXR",), files=("MRM.pth",),
         home="github.com/RL4M/MRM-pytorch",
     )  # fmt: skip
+    yield from _published_for_transformers()
+
+
+def _published_for_transformers() -> Iterator[PublishedEncoder]:
+    """What the transformers library builds, from the model cards and papers of the publishers.
+
+    Where OpenAI and Google put both files into a repository, or only the older, its name stands
+    here; the newer takes its place. DINOv3 is given out to those who accept its licence on the
+    hub, logged in.
+    """
+    older = {"files": (*_FILES[:2], PICKLED_WEIGHTS)}
+    for name, size, width, patch, files in (
+        ("base-patch32", 224, 768, 32, older),
+        ("base-patch16", 224, 768, 16, older),
+        ("large-patch14", 224, 1024, 14, {}),
+        ("large-patch14-336", 336, 1024, 14, older),
+    ):
+        yield _hub(
+            f"openai/clip-vit-{name}", "OpenAI", "MIT", size, width, patch,
+            f"shorter side {size}, bicubic; crop {size}", training_data=("WIT-400M (private)",),
+            **files,
+        )  # fmt: skip
+    for name, size, width, patch in (
+        ("base-patch16-224", 224, 768, 16), ("so400m-patch14-384", 384, 1152, 14),
+    ):  # fmt: skip
+        for kind, kernel in (("siglip", "bicubic"), ("siglip2", "bilinear")):
+            yield _hub(
+                f"google/{kind}-{name}", "Google", "Apache-2.0", size, width, patch,
+                f"both sides {size}, {kernel}", training_data=("WebLI (private)",),
+            )  # fmt: skip
+    for name, width in (("vits16", 384), ("vitb16", 768), ("vitl16", 1024)):
+        yield _hub(
+            f"facebook/dinov3-{name}-pretrain-lvd1689m", "Meta AI",
+            "DINOv3 License (accept it on the hub)", 224, width, 16,
+            "both sides 224, bilinear, not rounded", training_data=("LVD-1689M (private)",),
+        )  # fmt: skip
+    yield _hub(
+        "google/vit-base-patch16-224-in21k", "Google", "Apache-2.0", 224, 768, 16,
+        "both sides 224, bilinear", training_data=("ImageNet-21k",), **older,
+    )  # fmt: skip
 
 
 PUBLISHED = {row.name: row for row in _published()}
@@ -137,6 +178,7 @@ _STAND_INS = {
     "open_clip_pytorch_model.bin": "open_clip_model.safetensors",
     "biovil_t_image_model_proj_size_128.pt": "biovil_t_image_model_proj_size_128.safetensors",
     "MRM.pth": "MRM.safetensors",
+    PICKLED_WEIGHTS: WEIGHTS,
 }
 _LIBRARIES = {
     "timm": ("selfray.models.timm_encoder", "load_timm"),
