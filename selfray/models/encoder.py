@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from typing import NamedTuple, Protocol
@@ -107,9 +107,9 @@ class Encoder:
         """Preprocess images and encode them.
 
         Args:
-            images: One, or several of any sizes: paths, Pillow images, or uint8 pixels [H, W] or
-                [H, W, 3], 0 is black. Of a file, the darkest pixel becomes 0 and the brightest
-                255, as `selfray ingest` does.
+            images: One, or several of any sizes: Pillow images, uint8 pixels [H, W] or [H, W, 3]
+                with 0 for black, or paths. Of a DICOM file, and of more than 8 bits, the darkest
+                pixel becomes 0 and the brightest 255.
             batch_size: Images that are encoded at a time.
 
         Returns:
@@ -119,16 +119,34 @@ class Encoder:
             InputError: No image, one that is not of 8 bits or cannot be read, or a
                 `batch_size` below 1.
         """
+        cls, patches = zip(*self.batches(images, batch_size), strict=True)
+        return torch.cat(cls), torch.cat(patches)
+
+    @torch.inference_mode()
+    def batches(
+        self, images: ImageInput | Iterable[ImageInput], batch_size: int = 32
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same, batch by batch: the patches of many images together fill the memory.
+
+        Args:
+            images: As for a call.
+            batch_size: As for a call.
+
+        Yields:
+            CLS or pooled [B, D] and patches [B, D, h, w].
+
+        Raises:
+            InputError: As for a call.
+        """
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}. Give 1 or more.")
         prepared = map(self.preprocess, eight_bit_images(images))
-        batches = []
-        while batch := list(islice(prepared, batch_size)):  # never all decoded images at once
-            batches.append(self.features(torch.stack(batch).to(self.device)))
-        if not batches:
+        batch = list(islice(prepared, batch_size))
+        if not batch:
             raise InputError("no image given. Give one or more.")
-        cls, patches = zip(*batches, strict=True)
-        return torch.cat(cls), torch.cat(patches)
+        while batch:
+            yield self.features(torch.stack(batch).to(self.device))
+            batch = list(islice(prepared, batch_size))
 
     @property
     def patch_size(self) -> int:
