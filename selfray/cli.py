@@ -368,27 +368,28 @@ def _summary(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def _encoders_arguments(parser: argparse.ArgumentParser) -> None:
-    del parser  # none
+    parser.add_argument("names", nargs="*", metavar="NAME", help="tell everything about these")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="load each and compute features of fixed images: are its files whole and its results "
+        "right on this machine",
+    )
 
 
 def _encoders(arguments: argparse.Namespace) -> Iterator[str]:
-    from selfray.models.published import list_encoders
-    from selfray.models.vit import ARCHITECTURES
+    if arguments.check and not arguments.names:
+        raise InputError("--check NAME is missing: the encoders to check")
+    if arguments.check:
+        from selfray.models.self_test import self_test as told
+    else:
+        from selfray.models.encoder_listing import encoder_details as told
+        from selfray.models.encoder_listing import encoder_table
 
-    del arguments
-    listings = list_encoders()
-    width = max(len(listing.name) for listing in listings)
-    yield f"{'name':{width}}  here  input  width  licence, publisher"
-    for e in listings:
-        here = "yes" if e.available else "no"
-        yield (
-            f"{e.name:{width}}  {here:4}  {e.input_size:5}  {e.width:5}  {e.licence}, {e.publisher}"
-        )
-    yield (
-        "\nBesides: a run directory; a Hugging Face model directory; random:ARCH[/PATCH[@SIZE]], "
-        f"random\nweights, with ARCH one of {', '.join(ARCHITECTURES)};\n"
-        "in features and evaluate also pixels:pca and pixels:16x16, baselines without a network."
-    )
+        if not arguments.names:
+            yield from encoder_table()
+    for name in arguments.names:
+        yield from told(name)
 
 
 COMMANDS: dict[str, _Command] = {
@@ -426,8 +427,8 @@ COMMANDS: dict[str, _Command] = {
         "Write summary.html for a run or an evaluation", "DIR", _summary_arguments, _summary
     ),
     "encoders": _Command(
-        "List encoders: what ENCODER can be in the other commands",
-        "",
+        "List encoders: what ENCODER can be in the other commands; or check some",
+        "[NAME ...] [--check]",
         _encoders_arguments,
         _encoders,
     ),
