@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from selfray import __version__
 from selfray.errors import InputError, Interrupted, RunStopped, nearest
+from selfray.export import FORMATS
 from selfray.field_options import add_fields, configured, one_of
 from selfray.recipes import RECIPES
 
@@ -367,6 +368,25 @@ def _summary(arguments: argparse.Namespace) -> Iterator[str]:
     yield f"wrote {write_summary(arguments.directory)}"
 
 
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("encoder", metavar="ENCODER", help="`selfray encoders` says what it can be")
+    parser.add_argument(
+        "--to",
+        required=True,
+        type=one_of(tuple(FORMATS)),
+        metavar="FORMAT",
+        help="what will open it: " + ", ".join(f"{name} ({by})" for name, by in FORMATS.items()),
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory to make")
+
+
+def _export(arguments: argparse.Namespace) -> Iterator[str]:
+    from selfray.export.stage import export_encoder
+
+    yield export_encoder(arguments.encoder, arguments.to, arguments.out)
+    yield f"wrote {arguments.out}"
+
+
 def _encoders_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="tell everything about these")
     parser.add_argument(
@@ -425,6 +445,12 @@ COMMANDS: dict[str, _Command] = {
     ),
     "summary": _Command(
         "Write summary.html for a run or an evaluation", "DIR", _summary_arguments, _summary
+    ),
+    "export": _Command(
+        "Write an encoder for another runtime, and read it back",
+        "ENCODER --to FORMAT --out DIR",
+        _export_arguments,
+        _export,
     ),
     "encoders": _Command(
         "List encoders: what ENCODER can be in the other commands; or check some",

@@ -254,6 +254,20 @@ def find_head(name: str, head: str = "dino_head") -> Path | None:
     return file if file.is_file() else None
 
 
+def recorded_card(name: str) -> dict[str, Any]:
+    """What `save_encoder` noted of an encoder's data, recipe and results; nothing of others'.
+
+    Args:
+        name: As for `load_encoder`.
+
+    Raises:
+        InputError: There is no such encoder on this machine.
+    """
+    if ":" in name and not Path(name).is_dir():
+        return {}
+    return _description(find_directory(name))
+
+
 def list_encoders() -> list[PublishedEncoder]:
     """Encoders that have a name: those shipped with the package, then the published ones."""
     shipped = [_shipped_row(directory) for directory in _shipped()]

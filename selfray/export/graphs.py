@@ -1,0 +1,105 @@
+"""The network as a graph, for runtimes that need neither its code nor this package.
+
+Every graph has the input `images`, float32 [batch, C, S, S] as preprocessing gives it, and the
+outputs `cls` [batch, D] and `patches` [batch, D, h, w]. Preprocessing is not inside: a resize is
+done on 8-bit pixels of any size, and the graph would tie to one of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from selfray.models.encoder import Encoder
+
+OUTPUTS = ("cls", "patches")
+ONNX, OPENVINO, TORCH = "encoder.onnx", "encoder.xml", "encoder.pt2"
+
+# A protocol buffer ends at 2 GiB; larger networks keep their weights in a file beside the graph.
+_LARGEST_FILE = 2**31 - 2**26
+
+
+class _Graph(nn.Module):
+    """What an encoder does with preprocessed images, with names for what it returns."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.network, self.grid = encoder.model, encoder.grid
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """[B, C, S, S] to `cls` [B, D] and `patches` [B, D, h, w]."""
+        tokens = self.network(images)
+        patches = tokens.patches.transpose(1, 2).unflatten(2, self.grid)
+        return {"cls": tokens.cls, "patches": patches}
+
+
+def input_shape(encoder: Encoder) -> tuple[int, int, int]:
+    """Channels, height and width of a preprocessed image."""
+    return len(encoder.preprocessing.mean), encoder.image_size, encoder.image_size
+
+
+@torch.no_grad()
+def traced(encoder: Encoder) -> ExportedProgram:
+    """The network for any number of images of its input size."""
+    images = torch.zeros(2, *input_shape(encoder))  # 1 would become a constant of the graph
+    sizes = {"images": {0: Dim("batch", min=1)}}
+    return torch.export.export(_Graph(encoder).eval(), (images,), dynamic_shapes=sizes)
+
+
+def write_torch(encoder: Encoder, directory: Path) -> None:
+    """`encoder.pt2`, a program that `torch.export.load` opens."""
+    torch.export.save(traced(encoder), directory / TORCH)
+
+
+def write_onnx(encoder: Encoder, directory: Path) -> None:
+    """`encoder.onnx`, in float32; with `encoder.onnx.data` where it is larger than 2 GiB."""
+    program = torch.onnx.export(
+        traced(encoder),
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=list(OUTPUTS),
+        dynamic_shapes={"images": {0: "batch"}},
+    )
+    assert program is not None
+    weights = sum(tensor.nbytes for tensor in encoder.model.state_dict().values())
+    program.save(directory / ONNX, external_data=weights > _LARGEST_FILE)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """OpenVINO tells, with tracebacks, of operations which it knows and a newer torch has not."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def write_openvino(encoder: Encoder, directory: Path) -> None:
+    """`encoder.xml` and `encoder.bin`, in float32.
+
+    Converted by OpenVINO's frontend itself, since `openvino.convert_model` reports its use to the
+    vendor over the network unless the user has opted out.
+    """
+    import openvino  # pyright: ignore[reportMissingImports]
+    from openvino.frontend import FrontEndManager  # pyright: ignore[reportMissingImports]
+    from openvino.frontend.pytorch.fx_decoder import (  # pyright: ignore[reportMissingImports]
+        TorchFXPythonDecoder,
+    )
+
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    with _without_warnings():
+        decoder = TorchFXPythonDecoder.from_exported_program(traced(encoder))
+    model = frontend.convert(frontend.load(decoder))
+    model.reshape([-1, *input_shape(encoder)])
+    for output, name in zip(model.outputs, OUTPUTS, strict=True):
+        output.get_tensor().set_names({name})
+    openvino.save_model(model, directory / OPENVINO, compress_to_fp16=False)
