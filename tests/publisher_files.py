@@ -79,5 +79,4 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
     """Equal to `TOLERANCE`, and of values for which that says something."""
     assert expected.std() > 0.1
     difference = (found - expected).abs().max().item()
-    print(f"max abs difference {difference:.2e}")
     assert found.shape == expected.shape and difference <= TOLERANCE

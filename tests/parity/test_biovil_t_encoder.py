@@ -5,10 +5,6 @@ import re
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import ResNetConfig, ResNetModel
-
 from publisher_files import (
     assert_same,
     convert,
@@ -18,6 +14,10 @@ from publisher_files import (
     refusal,
     whole_object,
 )
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import ResNetConfig, ResNetModel
+
 from selfray.models.published import load_encoder
 
 NAME = "biovil_t_image_model_proj_size_128"

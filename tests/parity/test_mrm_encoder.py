@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 import torch
 from PIL import Image
+from publisher_files import assert_same, gray_images, in_order, randomise
 from torch import nn
 
-from publisher_files import assert_same, gray_images, in_order, randomise
 from selfray.models.published import load_encoder
 
 vision_transformer = pytest.importorskip("timm.models.vision_transformer")

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from PIL import Image
+from publisher_files import assert_same, gray_images, in_order, randomise, refusal
 from safetensors.torch import save_file
 
-from publisher_files import assert_same, gray_images, in_order, randomise, refusal
 from selfray.models.plain_vit import _ONLY_OURS
 from selfray.models.published import load_encoder
 from selfray.models.vit import build_vit

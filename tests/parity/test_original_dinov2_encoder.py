@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-
 from publisher_files import assert_same, gray_images, in_order, randomise
+
 from selfray.models.published import load_encoder
 from selfray.models.vit import Shape, VisionTransformer
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from publisher_files import assert_same, convert, in_order, randomise, refusal, whole_object
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from publisher_files import assert_same, convert, in_order, randomise, refusal, whole_object
 from selfray.errors import InputError
 from selfray.models.encoder import Encoder
 from selfray.models.published import load_encoder
@@ -166,7 +166,7 @@ def mrm_file(tensors: dict[str, Tensor]) -> dict[str, object]:
 
 
 def torchs_mrm(reference: TorchTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of patches, normalised afresh, and patches: timm's global_pool="avg" and MAE's encoder."""
+    """Mean of patches, normalised afresh, as timm's global_pool="avg", and patches as MAE's."""
     with torch.no_grad():
         tokens = reference.before_norm(images)
         fresh = nn.LayerNorm(WIDTH, eps=1e-6)
