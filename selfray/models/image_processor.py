@@ -76,14 +76,15 @@ def read_image_processor(file: Path, otherwise: str) -> Preprocessing:
         InputError: The file is missing or damaged, of another processor, or asks for something
             else than a resize, a square, 1/255, and normalisation.
     """
-    given = {key: value for key, value in read_json(file).items() if value is not None}
+    given = read_json(file)
     stem = _stem(given, file, otherwise)
     config = {**_DEFAULTS[stem], **given}
     for step in ("do_resize", "do_rescale", "do_normalize"):
         _require(file, step, config[step], True)
-    _require(file, "do_pad", config.get("do_pad", False), False)
-    if abs(config["rescale_factor"] * 255 - 1) > 1e-6:
-        _require(file, "rescale_factor", config["rescale_factor"], 1 / 255)
+    _require(file, "do_pad", config.get("do_pad") or False, False)
+    factor = config["rescale_factor"]
+    if not isinstance(factor, float) or abs(factor * 255 - 1) > 1e-6:
+        _require(file, "rescale_factor", factor, 1 / 255)
     float_path = stem == "DINOv3ViT"
     allowed = (2, 3) if float_path else tuple(_FILTERS)
     if config["resample"] not in allowed:
@@ -91,12 +92,7 @@ def read_image_processor(file: Path, otherwise: str) -> Preprocessing:
             f"{file}: resample is {config['resample']!r}, allowed: "
             f"{', '.join(f'{number} ({_FILTERS[number]})' for number in allowed)}."
         )
-    mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
-    if len(mean) != 3 or len(std) != 3:
-        raise InputError(
-            f"{file}: {len(mean)} means and {len(std)} standard deviations, allowed: three each. "
-            "Take the file from the encoder's publisher."
-        )
+    mean, std = (_three(file, name, config[name]) for name in ("image_mean", "image_std"))
     shortest_edge, both_sides = _resize(file, stem, config["size"])
     if config["do_center_crop"]:
         size = _square(file, "crop_size", config["crop_size"])
@@ -149,6 +145,16 @@ def _square(file: Path, name: str, size: Any) -> int:
         _require(file, f"{name}.width", size["width"], size["height"])
         size = size["height"]
     return _positive(file, name, size)
+
+
+def _three(file: Path, name: str, values: Any) -> tuple[float, ...]:
+    numbers = isinstance(values, list | tuple) and all(isinstance(v, int | float) for v in values)
+    if not numbers or len(values) != 3:
+        raise InputError(
+            f"{file}: {name} is {values!r}, allowed: three numbers. "
+            "Take the file from the encoder's publisher."
+        )
+    return tuple(map(float, values))
 
 
 def _positive(file: Path, name: str, value: Any) -> int:

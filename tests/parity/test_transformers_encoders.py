@@ -71,8 +71,21 @@ TOWER = {
     "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3,
     "num_channels": 3,
 }  # fmt: skip
+OF_ITS_TIME = {
+    "_name_or_path": "", "add_cross_attention": False, "architectures": None,
+    "bad_words_ids": None, "bos_token_id": None, "chunk_size_feed_forward": 0,
+    "cross_attention_hidden_size": None, "diversity_penalty": 0.0, "do_sample": False,
+    "early_stopping": False, "eos_token_id": None, "finetuning_task": None,
+    "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "is_decoder": False,
+    "is_encoder_decoder": False, "label2id": {"LABEL_0": 0, "LABEL_1": 1}, "max_length": 20,
+    "num_beams": 1, "output_attentions": False, "output_hidden_states": False,
+    "pad_token_id": None, "prefix": None, "problem_type": None, "pruned_heads": {},
+    "return_dict": True, "task_specific_params": None, "tie_word_embeddings": True,
+    "torch_dtype": None, "torchscript": False, "transformers_version": "4.16.0.dev0",
+    "use_bfloat16": False,
+}  # fmt: skip
 CLIP_TOWER = {
-    **TOWER, "attention_dropout": 0.0, "dropout": 0.0, "hidden_act": "quick_gelu",
+    **TOWER, **OF_ITS_TIME, "attention_dropout": 0.0, "dropout": 0.0, "hidden_act": "quick_gelu",
     "image_size": 48, "initializer_factor": 1.0, "initializer_range": 0.02,
     "layer_norm_eps": 1e-05, "model_type": "clip_vision_model", "patch_size": 16,
     "projection_dim": 40,
@@ -124,6 +137,10 @@ MAE = {
 # tokens before the patches.
 PUBLISHED = {
     "clip": ("CLIPModel", CLIP, CLIP_PROCESSOR, "CLIPVisionModel", "pooler", 1),
+    "clip_once": (
+        "CLIPModel", {**CLIP, "text_config_dict": None, "vision_config_dict": None},
+        CLIP_PROCESSOR, "CLIPVisionModel", "pooler", 1,
+    ),
     "clip_vision": (
         "CLIPVisionModel", CLIP_TOWER, CLIP_PROCESSOR, "CLIPVisionModel", "pooler", 1
     ),
@@ -281,6 +298,7 @@ def test_shards_are_read_in_their_order_and_all_of_them(copied):
     (directory / "model-00002-of-00002.safetensors").unlink()
     assert "names model-00002-of-00002.safetensors, which is not beside it" in refusal(directory)
     write_json(directory / "model.safetensors.index.json", {"weight_map": {"a": "../a"}})
+    (directory.parent / "a").write_bytes(b"")
     assert "names a, which is not beside it" in refusal(directory)
 
 
@@ -290,7 +308,9 @@ def test_loading_is_exact_silent_and_leaves_torch_and_transformers_alone(publish
     torch.manual_seed(3)
     before = torch.get_rng_state()
     logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, bars = logging.WARNING, True
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
     encoder = load_encoder(str(directory))
     assert torch.equal(torch.get_rng_state(), before)
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (verbosity, bars)
@@ -327,6 +347,18 @@ def test_dinov3_takes_any_multiple_of_the_patch(copied):
     assert encoder.grid == (5, 5)
     edit(directory / "preprocessor_config.json", size={"height": 90, "width": 90})
     assert "images of 90 pixels, no multiple of the patch of 16. Use 80." in refusal(directory)
+
+
+def test_a_published_name_finds_either_file_and_tells_what_is_known(
+    published, tmp_path, monkeypatch
+):
+    name = "openai/clip-vit-large-patch14-336"
+    monkeypatch.setenv("SELFRAY_ENCODERS", str(tmp_path))
+    directory = Path(shutil.copytree(published("clip"), tmp_path / name))
+    assert load_encoder(name).training_data == ("WIT-400M (private)",)
+    torch.save(tensors_of(directory), directory / "pytorch_model.bin")
+    (directory / "model.safetensors").unlink()
+    assert load_encoder(name).name == name
 
 
 # Preprocessing
@@ -459,7 +491,10 @@ def test_an_untrained_text_tower_is_no_encoder(copied):
         ("vit", "preprocessor_config.json", {"do_resize": False}, "do_resize is False"),
         ("vit", "preprocessor_config.json", {"do_pad": True}, "do_pad is True"),
         ("vit", "preprocessor_config.json", {"rescale_factor": 1.0}, "rescale_factor is 1.0"),
-        ("vit", "preprocessor_config.json", {"image_mean": [0.5]}, "1 means and 3 standard"),
+        ("vit", "preprocessor_config.json", {"image_mean": [0.5]}, "image_mean is [0.5]"),
+        ("vit", "preprocessor_config.json", {"image_std": None}, "image_std is None"),
+        ("vit", "preprocessor_config.json", {"do_normalize": None}, "do_normalize is None"),
+        ("clip", "preprocessor_config.json", {"do_center_crop": None}, "without a crop"),
         ("vit", "preprocessor_config.json", {"size": {"height": 48, "width": 32}}, "size.width"),
         ("vit", "preprocessor_config.json", {"size": {"longest_edge": 48}}, "size is {'longest"),
         ("clip", "preprocessor_config.json", {"do_center_crop": False}, "without a crop"),
