@@ -45,13 +45,8 @@ from selfray.evals.statistics import (
     real_resampled,
     resample,
 )
-from selfray.features import (
-    Features,
-    extract_features,
-    is_feature_directory,
-    open_features,
-    require_encoder,
-)
+from selfray.feature_directory import Features, is_feature_directory, open_features
+from selfray.features import extract_features, require_encoder
 
 FORMAT_NAME = "selfray-evaluation"
 TASKS = ("classification", "metadata")
@@ -231,7 +226,13 @@ def _require_usable(encoder: str, benchmark: _Benchmark) -> None:
     if not is_feature_directory(Path(encoder)):
         require_encoder(encoder, benchmark.data)
         return
-    found = open_features(Path(encoder)).manifest["dataset"]["fingerprint"]
+    manifest = open_features(Path(encoder)).manifest
+    if manifest.get("left_out"):
+        raise InputError(
+            f"{encoder} leaves out {manifest['left_out']} images of the dataset, which do not "
+            "decode. Make the dataset anew."
+        )
+    found = manifest["dataset"]["fingerprint"]
     if found != benchmark.data.fingerprint:
         raise InputError(
             f"{encoder} holds features of another dataset (fingerprint {found[:12]}, the data's is "

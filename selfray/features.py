@@ -1,249 +1,92 @@
-"""Encoder x dataset -> feature directory: the frozen features of every image, once.
-
-`cls.npy` and `patch_mean.npy` [N, D] float32, on request `patch_tokens.npy` [N, h, w, D] float16;
-`rows.parquet`, the dataset's columns without pixels and masks; `manifest.json`, what made them.
-The pixel baselines have `cls.npy` only: a vector of pixels has no patches.
-"""
+"""Encoder x images -> feature directory: the frozen features of every image, once."""
 
 from __future__ import annotations
 
-import errno
-import json
-import math
 import os
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import shutil
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
+from tqdm import tqdm
 
-from selfray.data.dataset import RadiographDataset, write_atomically
+from selfray import distributed, feature_directory
+from selfray.data.dataset import RadiographDataset
+from selfray.data.image_source import DatasetImages, FolderImages, Prepare, open_images
 from selfray.errors import InputError, nearest
+from selfray.feature_directory import FORMAT_NAME, FeatureWriter, read_manifest, require_same
+from selfray.inference import BACKENDS, PRECISIONS, Inference, Samples
+from selfray.models.encoder import Encoder, InputPreprocessing
+from selfray.models.published import load_encoder
+from selfray.pixel_baselines import Thumbnail, open_pixel_encoder, require_pixel_encoder
 from selfray.progress import progress_bar
 
-FORMAT_NAME = "selfray-features"
-PIXEL_ENCODERS = ("pixels:pca", "pixels:16x16")
+_CHECKED_IMAGES = 8  # on which the promise of a precision is checked
+_CALIBRATION_IMAGES = 16  # from which int8 takes the ranges of activations
+_PIXEL_BATCH = 32
+_MOST_DECODERS = 16  # each is a process of some 300 MB where files are read
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_PIXEL_COLUMNS = ("image", "mask", "finding_mask")
-_FLUSH_ROWS = 512  # rows lost at most by an interruption
-_PCA_SIZE = 56  # pixels a side
-_PCA_COMPONENTS = 256
-_PCA_ROWS = 20_000  # at most so many training images fit the components
-# Of the largest singular value. Below is float32's rounding, when training images repeat; a probe
-# that scales it to standard deviation 1 would make it the largest feature of any other image.
-_PCA_FLOOR = 1e-6
-_THUMBNAIL_SIZE = 16
-
-
-class _Source(Protocol):
-    """What gives features: an encoder or a pixel baseline."""
-
-    identity: dict[str, Any]
-    """What must be equal for features to be the same."""
-    widths: dict[str, tuple[int, ...]]
-    """Shape of one row of each array."""
-
-    def prepare(self, pixels: np.ndarray) -> Any:
-        """One image, uint8 [H, W], to what `infer` takes; runs in a thread."""
-        ...
-
-    def infer(self, images: list[Any]) -> dict[str, np.ndarray]:
-        """Arrays by name for a batch."""
-        ...
-
-
-class _EncoderSource:
-    def __init__(self, name: str, patch_tokens: bool) -> None:
-        from selfray.models.published import load_encoder
-
-        self.encoder = e = load_encoder(name)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        e.model.to(self.device)
-        self.widths: dict[str, tuple[int, ...]] = {"cls": (e.width,), "patch_mean": (e.width,)}
-        if patch_tokens:
-            self.widths["patch_tokens"] = (*e.grid, e.width)
-        self.identity = {
-            "weights_sha256": e.weights_sha256,
-            "synthetic": e.synthetic,
-            "preprocessing": e.preprocessing.description(),
-        }
-
-    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
-        return self.encoder.preprocess(pixels)
-
-    def infer(self, images: list[torch.Tensor]) -> dict[str, np.ndarray]:
-        with torch.inference_mode():
-            cls, patches = self.encoder.features(torch.stack(images).to(self.device))
-        arrays = {"cls": cls.float(), "patch_mean": patches.float().mean(dim=(2, 3))}
-        if "patch_tokens" in self.widths:
-            arrays["patch_tokens"] = patches.permute(0, 2, 3, 1).half()
-        return {name: value.cpu().numpy() for name, value in arrays.items()}
-
-
-class _ThumbnailSource:
-    """The pixels of a small square image, 0 to 1, as features."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.widths: dict[str, tuple[int, ...]] = {"cls": (size * size,)}
-        self.identity: dict[str, Any] = {
-            "weights_sha256": None,
-            "synthetic": False,
-            "preprocessing": {"image_size": size, "resize": "centre crop, area"},
-        }
-
-    def prepare(self, pixels: np.ndarray) -> np.ndarray:
-        height, width = pixels.shape
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        square = pixels[top : top + side, left : left + side]
-        small = cv2.resize(square, (self.size, self.size), interpolation=cv2.INTER_AREA)
-        return small.astype(np.float32).ravel() / 255
-
-    def infer(self, images: list[np.ndarray]) -> dict[str, np.ndarray]:
-        return {"cls": np.stack(images)}
-
-
-class _PcaSource(_ThumbnailSource):
-    """The principal components of the pixels, fitted on the training split."""
-
-    def __init__(self, dataset: RadiographDataset) -> None:
-        from sklearn.decomposition import PCA
-
-        super().__init__(_PCA_SIZE)
-        rows = dataset.rows("train")
-        chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _PCA_ROWS)).astype(int)]
-        with ThreadPoolExecutor(_workers()) as pool:
-            pixels = np.stack(list(pool.map(lambda row: self.prepare(dataset.pixels(row)), chosen)))
-        components = min(_PCA_COMPONENTS, len(rows) - 1)
-        # PCA's own float32 mean of many rows is rounded by enough to pass for a component.
-        self.mean = pixels.mean(axis=0, dtype=np.float64).astype(np.float32)
-        pixels -= self.mean
-        self.pca = PCA(components, svd_solver="randomized", random_state=0).fit(pixels)
-        singular = self.pca.singular_values_  # largest first
-        self.kept = int((singular >= _PCA_FLOOR * singular[0]).sum())
-        self.widths = {"cls": (self.kept,)}
-        self.identity["preprocessing"]["pca_components"] = self.kept
-
-    def infer(self, images: list[np.ndarray]) -> dict[str, np.ndarray]:
-        components = self.pca.transform(np.stack(images) - self.mean)[:, : self.kept]
-        return {"cls": components.astype(np.float32)}
-
-
-@dataclass(frozen=True)
-class Features:
-    """A feature directory opened for reading.
-
-    Attributes:
-        cls: [N, D] float32, memory-mapped.
-        patch_mean: [N, D] float32, memory-mapped; None for pixel baselines.
-        rows: The dataset's columns without pixels; row i belongs to array row i.
-        manifest: What made them.
-    """
-
-    cls: np.ndarray
-    patch_mean: np.ndarray | None
-    rows: pa.Table
-    manifest: dict[str, Any]
-
-
-def is_feature_directory(path: Path) -> bool:
-    """Whether this is a finished feature directory."""
-    try:
-        return json.loads((path / "manifest.json").read_text())["format"] == FORMAT_NAME
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def open_features(directory: Path) -> Features:
-    """Open what `extract_features` wrote.
-
-    Raises:
-        InputError: Not a feature directory, or a file of it is missing or damaged.
-    """
-    if not is_feature_directory(directory):
-        raise InputError(f"{directory} is no feature directory. Make one with `selfray features`.")
-    manifest = json.loads((directory / "manifest.json").read_text())
-    try:
-        arrays = {
-            name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in ("cls", "patch_mean")
-            if name in manifest["arrays"]
-        }
-        rows = pq.read_table(directory / "rows.parquet")
-    except (OSError, ValueError, pa.ArrowInvalid) as cause:
-        raise InputError(
-            f"{directory}: a file of the features is missing or damaged. Remove the directory and "
-            "extract them again."
-        ) from cause
-    return Features(arrays["cls"], arrays.get("patch_mean"), rows, manifest)
+Images = DatasetImages | FolderImages
 
 
 def extract_features(
-    encoder: str, data: Path, out: Path, *, batch_size: int = 32, patch_tokens: bool = False
+    encoder: str,
+    data: Path,
+    out: Path,
+    *,
+    batch_size: int | None = None,
+    patch_tokens: bool = False,
+    precision: str = "exact",
+    backend: str = "auto",
 ) -> Path:
-    """Write the features of every image of a dataset.
+    """Write the features of every image.
 
-    Interrupted, the same command continues after the last flushed rows. Repeated on a finished
-    directory it does nothing.
+    Interrupted, the same command continues after the last chunks that were written. Repeated on a
+    finished directory it does nothing. Under `torchrun` the processes share the images.
 
     Args:
         encoder: A name for `load_encoder`, `pixels:pca` (256 principal components of the image at
             56 x 56) or `pixels:16x16` (thumbnails).
-        data: Dataset directory.
+        data: Dataset directory, or a folder with DICOM, PNG, JPEG or TIFF files.
         out: Feature directory to make.
-        batch_size: Images at a time.
+        batch_size: Images at a time; found out if None.
         patch_tokens: Also write every patch's features, float16.
+        precision: How near to PyTorch's float32 on the publisher's preprocessing: `exact` within
+            2e-5 of the largest feature; `bf16` cosine >= 0.9999 and `int8` cosine >= 0.998 of
+            every CLS, which is checked on a few of the images at the start.
+        backend: `torch`, `openvino`, or `auto` for the fastest that keeps the promise.
 
     Returns:
         `out`.
 
     Raises:
-        InputError: `out` holds something else, or features of another encoder, preprocessing or
-            dataset; a feature is not finite; an image does not decode.
+        InputError: `out` holds something else, or features of another encoder, preprocessing,
+            precision or dataset; a feature is not finite; no image can be used.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}. Give 1 or more.")
-    dataset = RadiographDataset(data)
-    source = _open_source(encoder, dataset, patch_tokens)
-    manifest = _manifest(encoder, dataset, source)
+    _require_options(batch_size, precision, backend)
+    images = open_images(data)
+    source = _open_source(encoder, images, patch_tokens, batch_size)
+    manifest = _manifest(encoder, images, source, precision)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        _require_same(out, out / "manifest.json", manifest)
+        require_same(out, read_manifest(out, "manifest.json"), manifest)
         return out
-    partial = out.with_name(out.name + ".partial")
-    arrays, done = _open_partial(partial, manifest)
-    total, label = len(dataset), f"features {encoder}"
-    with progress_bar(total=total, initial=done, unit="image", desc=label) as bar:
-        flushed = done
-        for start, images in _batches(dataset, source, done, batch_size):
-            stop = start + len(images)
-            for name, values in source.infer(images).items():
-                _require_finite(values, start, encoder)
-                arrays[name][start:stop] = values
-            bar.update(len(images))
-            if stop - flushed >= _FLUSH_ROWS or stop == len(dataset):
-                _flush(partial, arrays, stop)
-                flushed = stop
-    columns = [name for name in dataset.table.column_names if name not in _PIXEL_COLUMNS]
-    rows = pa.BufferOutputStream()
-    pq.write_table(dataset.table.select(columns), rows)
-    write_atomically(partial / "rows.parquet", rows.getvalue().to_pybytes())
-    write_atomically(partial / "manifest.json", json.dumps(manifest, indent=2).encode())
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
-    # Only now: without its plan, a partial directory could not be taken up again.
-    for name in ("plan.json", "progress.json"):
-        (out / name).unlink()
+    distributed.start()
+    writer = FeatureWriter(out, distributed.rank())
+    former_threads = torch.get_num_threads()
+    try:
+        work = _begin(source, images, writer, manifest, backend)
+        _extract_missing(work, images, writer, f"features {encoder}")
+    finally:
+        torch.set_num_threads(former_threads)
+    distributed.barrier()
+    if distributed.rank() == 0:
+        _finish(source, images, writer, data)
+    distributed.barrier()
     return out
 
 
@@ -259,35 +102,133 @@ def require_encoder(encoder: str, dataset: RadiographDataset) -> None:
             training images.
     """
     if encoder.startswith("pixels:"):
-        _require_pixel_encoder(encoder, dataset)
+        require_pixel_encoder(encoder, DatasetImages(dataset))
     else:
-        _EncoderSource(encoder, patch_tokens=False)
+        load_encoder(encoder)
 
 
-def _require_pixel_encoder(encoder: str, dataset: RadiographDataset) -> None:
-    if encoder not in PIXEL_ENCODERS:
-        raise InputError(f"encoder {encoder!r} is unknown. {nearest(encoder, PIXEL_ENCODERS)}")
-    images = len(dataset.rows("train"))
-    if encoder == "pixels:pca" and images < 2:
-        raise InputError(
-            f"{dataset.directory}: the train split has {images} images; pixels:pca needs 2 "
-            "or more. Leave pixels:pca out, or make the dataset with a train split."
+@dataclass(frozen=True)
+class _Work:
+    """How features are computed: `prepare` where an image is decoded, `infer` by the batch."""
+
+    prepare: Prepare
+    at_least: int | None
+    infer: Callable[[np.ndarray], dict[str, np.ndarray]]
+    batch_size: int
+    concurrency: int
+
+
+class _Source(Protocol):
+    """What gives features: an encoder or a pixel baseline."""
+
+    identity: dict[str, Any]
+    """What must be equal for features to be the same."""
+    widths: dict[str, tuple[int, ...]]
+    """Shape of one row of each array."""
+
+    def begin(
+        self, images: Images, writer: FeatureWriter, manifest: dict[str, Any], backend: str
+    ) -> _Work:
+        """Get ready; `manifest` may be added to, as long as it names no backend."""
+        ...
+
+    def end(self) -> None:
+        """Remove what was needed on the way."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Square:
+    """Cuts out what an encoder is given; can be sent to a process."""
+
+    preprocessing: InputPreprocessing
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        return self.preprocessing.square(pixels).numpy()
+
+
+class _EncoderSource:
+    def __init__(self, encoder: Encoder, patch_tokens: bool, batch_size: int | None) -> None:
+        self._encoder, self._patch_tokens, self._batch_size = encoder, patch_tokens, batch_size
+        self._inference: Inference | None = None
+        width = (encoder.width,)
+        self.widths: dict[str, tuple[int, ...]] = {"cls": width, "patch_mean": width}
+        if patch_tokens:
+            self.widths["patch_tokens"] = (*encoder.grid, encoder.width)
+        self.identity = {
+            "weights_sha256": encoder.weights_sha256,
+            "synthetic": encoder.synthetic,
+            "training_data": list(encoder.training_data),
+            "preprocessing": encoder.preprocessing.description(),
+        }
+
+    def begin(
+        self, images: Images, writer: FeatureWriter, manifest: dict[str, Any], backend: str
+    ) -> _Work:
+        self._inference = inference = Inference(
+            self._encoder,
+            patch_tokens=self._patch_tokens,
+            directory=writer.partial,
+            threads=_threads(),
+            batch_size=self._batch_size,
         )
+        precision = manifest["precision"]
+        prepare = _Square(self._encoder.preprocessing)
+        at_least = None if precision == "exact" else self._encoder.preprocessing.shorter_side
+        if precision == "exact" and backend != "openvino":
+            manifest["backend"] = "torch-float32"  # which is what others are compared with
+        if "backend" in manifest:
+            chosen = inference.open(manifest["backend"])
+        else:
+            samples = _samples(images, prepare, at_least)
+            chosen, measured = inference.choose(precision, backend, samples)
+            manifest |= {"backend": chosen.name, "fidelity": measured}
+        return _Work(prepare, at_least, chosen, chosen.batch_size, chosen.concurrency)
+
+    def end(self) -> None:
+        if self._inference is not None:
+            self._inference.forget_graph()
 
 
-def _open_source(encoder: str, dataset: RadiographDataset, patch_tokens: bool) -> _Source:
+class _PixelSource:
+    def __init__(self, baseline: Thumbnail) -> None:
+        self._baseline = baseline
+        self.widths, self.identity = baseline.widths, baseline.identity
+
+    def begin(
+        self, images: Images, writer: FeatureWriter, manifest: dict[str, Any], backend: str
+    ) -> _Work:
+        del images, writer, backend
+        manifest["backend"] = "pixels"
+        return _Work(self._baseline.prepare, None, self._baseline, _PIXEL_BATCH, 1)
+
+    def end(self) -> None:
+        pass
+
+
+def _open_source(
+    encoder: str, images: Images, patch_tokens: bool, batch_size: int | None
+) -> _Source:
     if not encoder.startswith("pixels:"):
-        return _EncoderSource(encoder, patch_tokens)
-    _require_pixel_encoder(encoder, dataset)
+        return _EncoderSource(load_encoder(encoder), patch_tokens, batch_size)
     if patch_tokens:
         raise InputError(f"{encoder} has no patch tokens. Leave --patch-tokens out.")
-    return _PcaSource(dataset) if encoder == "pixels:pca" else _ThumbnailSource(_THUMBNAIL_SIZE)
+    return _PixelSource(open_pixel_encoder(encoder, images, _decoders()))
 
 
-def _manifest(encoder: str, dataset: RadiographDataset, source: _Source) -> dict[str, Any]:
+def _require_options(batch_size: int | None, precision: str, backend: str) -> None:
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}. Give 1 or more.")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r} is unknown. {nearest(precision, PRECISIONS)}")
+    if backend not in BACKENDS:
+        raise InputError(f"backend {backend!r} is unknown. {nearest(backend, BACKENDS)}")
+
+
+def _manifest(encoder: str, images: Images, source: _Source, precision: str) -> dict[str, Any]:
     arrays = {
         name: {
-            "shape": [len(dataset), *width],
+            "shape": [len(images), *width],
             "dtype": "float16" if name == "patch_tokens" else "float32",
         }
         for name, width in source.widths.items()
@@ -297,128 +238,160 @@ def _manifest(encoder: str, dataset: RadiographDataset, source: _Source) -> dict
         "version": 1,
         "encoder": encoder,
         **source.identity,
-        "precision": "float32",
+        "precision": precision,
         "arrays": arrays,
-        "dataset": {
-            "name": dataset.info["name"],
-            "origin": dataset.info["origin"],
-            "fingerprint": dataset.fingerprint,
-            "synthetic": dataset.synthetic,
-            "findings": list(dataset.findings),
-        },
+        "dataset": images.description,
     }
 
 
-def _require_same(directory: Path, file: Path, manifest: dict[str, Any]) -> None:
-    """Refuse to continue or to reuse what was made from something else."""
-    try:
-        found = json.loads(file.read_text())
-        if found["format"] != FORMAT_NAME:
-            raise KeyError("format")
-    except (OSError, ValueError, KeyError, TypeError) as cause:
-        raise InputError(
-            f"{directory} exists and holds no features. Give a new directory, or remove it."
-        ) from cause
-    named = {
-        "encoder weights": lambda m: m["weights_sha256"],
-        "dataset": lambda m: m["dataset"]["fingerprint"],
-        "preprocessing": lambda m: m["preprocessing"],
-        "precision": lambda m: m["precision"],
-        "arrays": lambda m: m["arrays"],
-    }
-    for what, value in named.items():
-        if value(found) != value(manifest):
-            raise InputError(
-                f"{directory} holds features of another {what}: {_short(value(found))}, asked for "
-                f"{_short(value(manifest))}. Give another --out, or remove the directory."
-            )
+def _begin(
+    source: _Source, images: Images, writer: FeatureWriter, manifest: dict[str, Any], backend: str
+) -> _Work:
+    """Make the arrays or take them up; the first process decides, the others follow."""
+    work = None
+    if distributed.rank() == 0:
+        plan = writer.begun(manifest) or manifest
+        writer.begin(plan)
+        if "backend" not in plan:
+            work = source.begin(images, writer, plan, backend)
+            writer.note(plan)
+    distributed.barrier()
+    plan = writer.begun(manifest)
+    assert plan is not None
+    writer.open(plan)
+    return work or source.begin(images, writer, plan, backend)
 
 
-def _short(value: Any) -> str:
-    return value[:12] if isinstance(value, str) else json.dumps(value)
+def _samples(images: Images, prepare: Prepare, at_least: int | None) -> Samples:
+    """Images for the check and the calibration, spread over the data."""
+    count = min(len(images), _CHECKED_IMAGES + _CALIBRATION_IMAGES)
+    rows = np.linspace(0, len(images) - 1, count).astype(int).tolist()
+
+    def squares(rows: Sequence[int], at_least: int | None) -> list[np.ndarray | str]:
+        return list(images.prepared(rows, prepare, workers=_decoders(), at_least=at_least))
+
+    prepared = squares(rows, at_least)
+    usable = [(r, square) for r, square in zip(rows, prepared, strict=True)
+              if not isinstance(square, str)]  # fmt: skip
+    if not usable:
+        raise InputError(f"none of {count} images can be used: {_reasons(prepared)}.")
+    # Every third, so that both kinds are of all parts of the data.
+    checked = usable[:: max(1, len(usable) // _CHECKED_IMAGES)][:_CHECKED_IMAGES]
+    taken = {row for row, _ in checked}
+    others = [square for row, square in usable if row not in taken]
+    exact = checked
+    if at_least is not None:
+        whole = squares([row for row, _ in checked], None)
+        exact = [(r, s) for (r, _), s in zip(checked, whole, strict=True) if not isinstance(s, str)]
+    return Samples(
+        exact=np.stack([square for _, square in exact]),
+        prepared=np.stack([square for _, square in checked]),
+        calibration=np.stack(others or [square for _, square in checked]),
+    )
 
 
-def _open_partial(partial: Path, manifest: dict[str, Any]) -> tuple[dict[str, np.ndarray], int]:
-    """Make the arrays, or take up those of an interrupted extraction after its flushed rows."""
-    plan = partial / "plan.json"
-    if partial.exists() and any(partial.iterdir()):
-        _require_same(partial, plan, manifest)
-    partial.mkdir(parents=True, exist_ok=True)
-    progress = partial / "progress.json"
-    done = json.loads(progress.read_text())["rows"] if progress.exists() else 0
-    write_atomically(plan, json.dumps(manifest).encode())
-    arrays = {}
-    for name, array in manifest["arrays"].items():
-        file = partial / f"{name}.npy"
-        with _room_for(manifest, partial):
-            arrays[name] = np.lib.format.open_memmap(
-                file,
-                mode="r+" if done else "w+",
-                dtype=array["dtype"],
-                shape=None if done else tuple(array["shape"]),
-            )
-            _reserve(file)
-    return arrays, done
-
-
-def _reserve(file: Path) -> None:
-    """Take a mapped file's room on the disk now; what it holds stays.
-
-    A mapped file has holes until it is written to, and on a full disk that kills the process
-    (SIGBUS) where no exception can tell why.
-    """
-    with file.open("r+b") as opened:
-        os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
-
-
-@contextmanager
-def _room_for(manifest: dict[str, Any], partial: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as cause:
-        if cause.errno not in _NO_ROOM:
-            raise
-        arrays = manifest["arrays"].values()
-        need = sum(math.prod(a["shape"]) * np.dtype(a["dtype"]).itemsize for a in arrays)
-        raise InputError(
-            f"{partial} needs {math.ceil(need / 1e6)} MB, and there is no room for it "
-            f"({cause.strerror}). Make room there, then repeat the command."
-        ) from cause
-
-
-def _flush(partial: Path, arrays: dict[str, np.ndarray], rows: int) -> None:
-    for array in arrays.values():
-        assert isinstance(array, np.memmap)
-        array.flush()
-    write_atomically(partial / "progress.json", json.dumps({"rows": rows}).encode())
+def _extract_missing(work: _Work, images: Images, writer: FeatureWriter, label: str) -> None:
+    """Compute this process's share of the chunks that are not done."""
+    size = feature_directory.CHUNK_ROWS
+    done = writer.done()
+    chunks = [c for c in range(-(-len(images) // size)) if c not in done]
+    mine = chunks[distributed.rank() :: distributed.world_size()]
+    rows = [row for c in mine for row in range(c * size, min((c + 1) * size, len(images)))]
+    before = len(images) - sum(min(size, len(images) - c * size) for c in chunks)
+    total = before + len(rows)
+    with progress_bar(total=total, initial=before, unit="image", desc=label) as bar:
+        tally = _Tally(writer, rows, bar)
+        with ThreadPoolExecutor(work.concurrency) as pool:
+            waiting: deque[tuple[list[int], Future[dict[str, np.ndarray]]]] = deque()
+            try:
+                for batch_rows, squares in _batches(images, rows, work, tally):
+                    waiting.append((batch_rows, pool.submit(work.infer, squares)))
+                    if len(waiting) > 2 * work.concurrency:
+                        tally.store(*waiting.popleft())
+                while waiting:
+                    tally.store(*waiting.popleft())
+            finally:
+                pool.shutdown(cancel_futures=True)
 
 
 def _batches(
-    dataset: RadiographDataset, source: _Source, start: int, batch_size: int
-) -> Iterator[tuple[int, list[Any]]]:
-    """Batches of prepared images and their first row; decoding runs two batches ahead."""
-    with ThreadPoolExecutor(_workers()) as pool:
-        waiting: deque[tuple[int, list[Any]]] = deque()
-        for first in range(start, len(dataset), batch_size):
-            rows = range(first, min(first + batch_size, len(dataset)))
-            futures = [pool.submit(lambda r: source.prepare(dataset.pixels(r)), r) for r in rows]
-            waiting.append((first, futures))
-            if len(waiting) > 2:
-                first, futures = waiting.popleft()
-                yield first, [future.result() for future in futures]
-        for first, futures in waiting:
-            yield first, [future.result() for future in futures]
+    images: Images, rows: Sequence[int], work: _Work, tally: _Tally
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    batch_rows: list[int] = []
+    squares: list[np.ndarray] = []
+    found = images.prepared(rows, work.prepare, workers=_decoders(), at_least=work.at_least)
+    for row, square in zip(rows, found, strict=True):
+        if isinstance(square, str):
+            tally.leave_out(row, square)
+            continue
+        batch_rows.append(row)
+        squares.append(square)
+        if len(squares) == work.batch_size:
+            yield batch_rows, np.stack(squares)
+            batch_rows, squares = [], []
+    if squares:
+        yield batch_rows, np.stack(squares)
 
 
-def _require_finite(values: np.ndarray, start: int, encoder: str) -> None:
+class _Tally:
+    """Writes what comes and notes each chunk when its last image is there."""
+
+    def __init__(self, writer: FeatureWriter, rows: Sequence[int], bar: tqdm) -> None:
+        self._writer, self._bar = writer, bar
+        self._missing = Counter(row // feature_directory.CHUNK_ROWS for row in rows)
+        self._left_out: dict[int, dict[int, str]] = {}
+
+    def store(self, rows: list[int], result: Future[dict[str, np.ndarray]]) -> None:
+        values = result.result()
+        for array in values.values():
+            _require_finite(array, rows)
+        self._writer.write(rows, values)
+        for row in rows:
+            self._count(row)
+
+    def leave_out(self, row: int, reason: str) -> None:
+        self._left_out.setdefault(row // feature_directory.CHUNK_ROWS, {})[row] = reason
+        self._count(row)
+
+    def _count(self, row: int) -> None:
+        chunk = row // feature_directory.CHUNK_ROWS
+        self._missing[chunk] -= 1
+        self._bar.update()
+        if not self._missing[chunk]:
+            self._writer.finish_chunk(chunk, self._left_out.pop(chunk, {}))
+
+
+def _finish(source: _Source, images: Images, writer: FeatureWriter, data: Path) -> None:
+    left_out = [reason for bad in writer.done().values() for reason in bad.values()]
+    if len(left_out) == len(images):
+        shutil.rmtree(writer.partial)
+        raise InputError(f"{data}: none of {len(images)} images can be used: {_reasons(left_out)}.")
+    source.end()
+    if isinstance(images, FolderImages):
+        images.write_file_list(writer.out.with_name(writer.out.name + ".files.csv"))
+    writer.finish(images.table())
+
+
+def _reasons(outcomes: Sequence[object]) -> str:
+    counts = Counter(str(outcome) for outcome in outcomes if isinstance(outcome, str))
+    return "; ".join(f"{count} × {reason}" for reason, count in counts.most_common(3))
+
+
+def _require_finite(values: np.ndarray, rows: Sequence[int]) -> None:
     finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
     if not finite.all():
-        row = start + int(np.argmin(finite))
         raise InputError(
-            f"{encoder}: the features of row {row} are not finite. Check the encoder's weights: a "
-            "diverged run gives such values."
+            f"the features of row {rows[int(np.argmin(finite))]} are not finite. Check the "
+            "encoder's weights: a diverged run gives such values."
         )
 
 
-def _workers() -> int:
-    return min(4, os.cpu_count() or 1)
+def _threads() -> int:
+    """The thread budget: cores of this process, fewer if OMP_NUM_THREADS says so."""
+    cores = len(os.sched_getaffinity(0))
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(asked)) if asked.isdecimal() and int(asked) else cores
+
+
+def _decoders() -> int:
+    return min(_threads(), _MOST_DECODERS)

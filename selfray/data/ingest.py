@@ -36,12 +36,12 @@ from selfray.data.dataset import (
     write_atomically,
 )
 from selfray.data.dicom import AcquisitionRecord
+from selfray.data.image_files import FoundImages, find_images
 from selfray.data.isolated import each_in_processes
 from selfray.data.metadata_table import MetadataTable, read_metadata_table
 from selfray.data.radiograph import (
     INTENSITIES,
     MIN_SIDE,
-    image_format,
     read_radiograph,
     resize_shorter_side,
     to_eight_bits,
@@ -154,7 +154,7 @@ def ingest(
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 (resolve() would follow a link at OUT)
     _require_arguments(source, out, size, intensity, workers, seed)
-    found = _find_images(source)
+    found = find_images(source)
     _require_images(source, found)
     metadata = read_metadata_table(table, found.images) if table else MetadataTable()
     info = DatasetInfo(
@@ -245,7 +245,7 @@ def _listed(reasons: dict[str, int]) -> str:
     return "; ".join(parts[:5]) + ("; …" if len(parts) > 5 else "")
 
 
-def _require_images(source: Path, found: _Found) -> None:
+def _require_images(source: Path, found: FoundImages) -> None:
     if not found.images:
         closed = f"; {found.closed_folders} folders cannot be opened" * bool(found.closed_folders)
         raise InputError(
@@ -270,73 +270,6 @@ def _require_arguments(
     if out.is_relative_to(source.resolve()):
         raise InputError(f"{out} lies inside the folder that is read. Give a place outside of it.")
     require_empty(out)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What is below a folder.
-
-    Attributes:
-        images: Their paths below the folder, sorted, with `/`.
-        others: Number of other files.
-        closed_folders: Number of folders that cannot be opened.
-    """
-
-    images: list[str]
-    others: int
-    closed_folders: int
-
-
-def _find_images(source: Path) -> _Found:
-    images: list[str] = []
-    others = closed = 0
-    folders, seen = [source], set()
-    with progress_bar(unit="file", desc="looking", leave=False) as bar:
-        while folders:
-            folder = folders.pop()
-            try:
-                status = folder.stat()
-                entries = sorted(folder.iterdir())
-            except OSError:
-                closed += 1
-                continue
-            if (status.st_dev, status.st_ino) in seen:  # a link back up, or to a folder seen before
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            for entry in entries:
-                if entry.name.startswith(".") or entry.name.upper() == "DICOMDIR":
-                    continue
-                kind = _kind(entry)
-                if kind == "folder":
-                    folders.append(entry)
-                elif kind == "image":
-                    images.append(entry.relative_to(source).as_posix())
-                else:
-                    others += 1
-            bar.update(len(entries))
-    return _Found(sorted(images), others, closed)
-
-
-def _kind(path: Path) -> str:
-    """`folder`, `image`, or `other`, which is no image by name and content."""
-    named_as_image = path.suffix.lower() in _IMAGE_SUFFIXES
-    try:
-        if path.is_dir():
-            return "folder"
-        if path.is_file():
-            return "image" if named_as_image or image_format(path) is not None else "other"
-        if path.exists():  # a pipe or a device would block or never end
-            return "other"
-    except OSError:
-        pass
-    # What cannot be opened is quarantined where its name says that an image is lost.
-    return "image" if named_as_image else "other"
-
-
-# By suffix, so that a damaged image is quarantined rather than passed over; else by content.
-_IMAGE_SUFFIXES = frozenset(
-    {".dcm", ".dicom", ".dic", ".ima", ".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff"}
-)
 
 
 class _Decoded(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,8 @@ _RASTER_MAGIC = {
     b"II+\0": "TIFF",  # BigTIFF
     b"MM\0+": "TIFF",
 }
+# Pillow's modes of 8 bits a channel.
+_EIGHT_BIT_MODES = frozenset({"L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "YCbCr", "CMYK"})
 _DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
 
 
@@ -96,17 +99,71 @@ def read_radiograph(path: Path) -> Radiograph:
         raise BadImage("is no DICOM, PNG, JPEG or TIFF")
     if pixels.ndim == 3:
         pixels = _gray_of_colour(pixels)
+    _require_radiograph(pixels)
+    if not np.isfinite(pixels).all():
+        raise BadImage("holds values that are not finite")
+    return Radiograph(pixels.astype(np.float32, copy=False), record)
+
+
+def read_eight_bits(path: Path, at_least: int | None = None) -> np.ndarray:
+    """Read one file as encoders take it.
+
+    Images of 8 bits are left as they are, as in every publisher's own code; DICOM and deeper
+    images are stretched so that the darkest pixel becomes 0 and the brightest 255, as RAD-DINO
+    does. (`selfray ingest` stretches all.)
+
+    Args:
+        path: As for `read_radiograph`.
+        at_least: A gray JPEG may be decoded at a half, a quarter or an eighth of its size as long
+            as its shorter side keeps so many pixels; None: whole.
+
+    Returns:
+        uint8 [H, W].
+
+    Raises:
+        BadImage: As for `read_radiograph`.
+    """
+    pixels = _gray_jpeg(path, at_least)
+    if pixels is not None:
+        return pixels
+    radiograph = read_radiograph(path)
+    eight_bits = radiograph.record.bits == 8 and radiograph.record.photometric in _EIGHT_BIT_MODES
+    if eight_bits and image_format(path) != "DICOM":
+        return np.rint(radiograph.pixels).astype(np.uint8)
+    return to_eight_bits(radiograph.pixels)
+
+
+def _gray_jpeg(path: Path, at_least: int | None) -> np.ndarray | None:
+    """A JPEG without colours by the shortest way, or None for any other file."""
+    from PIL import Image, ImageOps
+
+    try:
+        with path.open("rb") as file:
+            if not file.read(3).startswith(b"\xff\xd8\xff"):
+                return None
+        with Image.open(path, formats=["JPEG"]) as image:
+            if image.mode != "L":
+                return None
+            _require_size(image)
+            if at_least is not None:
+                share = at_least / min(image.size)
+                image.draft("L", (math.ceil(image.width * share), math.ceil(image.height * share)))
+            pixels = np.asarray(ImageOps.exif_transpose(image))
+    except (OSError, ValueError, SyntaxError):
+        return None  # read_radiograph says what it is
+    _require_radiograph(pixels)
+    return pixels
+
+
+def _require_radiograph(pixels: np.ndarray) -> None:
+    height, width = pixels.shape
     if min(pixels.shape) < MIN_SIDE:
-        height, width = pixels.shape
         raise BadImage(f"is {width} × {height} pixels; the shorter side must have {MIN_SIDE}")
     if max(pixels.shape) > MAX_ASPECT * min(pixels.shape):
         # Its shorter side at the size asked for, the longer one would fill the memory.
         raise BadImage(f"is over {MAX_ASPECT} times as long as wide: no radiograph")
-    if not np.isfinite(pixels).all():
-        raise BadImage("holds values that are not finite")
     if pixels.min() == pixels.max():
         raise BadImage("is constant: all pixels have one value")
-    return Radiograph(pixels.astype(np.float32, copy=False), record)
 
 
 def resize_shorter_side(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -201,14 +258,20 @@ def _read_raster(path: Path, format_: str) -> tuple[np.ndarray, AcquisitionRecor
         raise BadImage(f"{format_} is damaged or cut off ({type(cause).__name__})") from None
 
 
-def _raster_pixels(image: Image.Image, path: Path) -> tuple[np.ndarray, AcquisitionRecord]:
-    from PIL import ImageOps
-
-    from selfray.data.dicom import MAX_PIXELS, AcquisitionRecord
+def _require_size(image: Image.Image) -> None:
+    from selfray.data.dicom import MAX_PIXELS
 
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImage(f"declares {height} × {width} pixels; at most {MAX_PIXELS:,} are read")
+
+
+def _raster_pixels(image: Image.Image, path: Path) -> tuple[np.ndarray, AcquisitionRecord]:
+    from PIL import ImageOps
+
+    from selfray.data.dicom import AcquisitionRecord
+
+    _require_size(image)
     if getattr(image, "n_frames", 1) != 1:
         raise BadImage("has several pages; a radiograph has one")
     if image.mode == "1":

@@ -7,9 +7,6 @@ done on 8-bit pixels of any size, and the graph would tie to one of them.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from selfray.models.encoder import Encoder
+from selfray.models.openvino_graph import openvino_model
 
 OUTPUTS = ("cls", "patches")
 ONNX, OPENVINO, TORCH = "encoder.onnx", "encoder.xml", "encoder.pt2"
@@ -72,34 +70,9 @@ def write_onnx(encoder: Encoder, directory: Path) -> None:
     program.save(directory / ONNX, external_data=weights > _LARGEST_FILE)
 
 
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """OpenVINO tells, with tracebacks, of operations which it knows and a newer torch has not."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 def write_openvino(encoder: Encoder, directory: Path) -> None:
-    """`encoder.xml` and `encoder.bin`, in float32.
-
-    Converted by OpenVINO's frontend itself, since `openvino.convert_model` reports its use to the
-    vendor over the network unless the user has opted out.
-    """
+    """`encoder.xml` and `encoder.bin`, in float32."""
     import openvino  # pyright: ignore[reportMissingImports]
-    from openvino.frontend import FrontEndManager  # pyright: ignore[reportMissingImports]
-    from openvino.frontend.pytorch.fx_decoder import (  # pyright: ignore[reportMissingImports]
-        TorchFXPythonDecoder,
-    )
 
-    frontend = FrontEndManager().load_by_framework("pytorch")
-    with _without_warnings():
-        decoder = TorchFXPythonDecoder.from_exported_program(traced(encoder))
-    model = frontend.convert(frontend.load(decoder))
-    model.reshape([-1, *input_shape(encoder)])
-    for output, name in zip(model.outputs, OUTPUTS, strict=True):
-        output.get_tensor().set_names({name})
+    model = openvino_model(traced(encoder), input_shape(encoder), OUTPUTS)
     openvino.save_model(model, directory / OPENVINO, compress_to_fp16=False)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from selfray.data.radiograph import read_radiograph, to_eight_bits
+from selfray.data.radiograph import read_eight_bits
 from selfray.errors import InputError
 from selfray.models.preprocessing import require_eight_bits
 
@@ -31,8 +31,8 @@ _SCALE = (
 def eight_bit_images(images: ImageInput | Iterable[ImageInput]) -> Iterator[np.ndarray]:
     """Bring images to the form that preprocessing takes, one after the other.
 
-    A file is read as `selfray ingest` reads it: one gray image, its darkest pixel 0 and its
-    brightest 255. Nothing else is stretched.
+    A file must be one gray image. DICOM and images of more than 8 bits are stretched, so that the
+    darkest pixel becomes 0 and the brightest 255; nothing else is.
 
     Args:
         images: One or several.
@@ -58,7 +58,7 @@ def eight_bit_images(images: ImageInput | Iterable[ImageInput]) -> Iterator[np.n
 def _eight_bit_pixels(image: ImageInput) -> np.ndarray:
     if isinstance(image, str | PathLike):
         try:
-            return to_eight_bits(read_radiograph(Path(image)).pixels)
+            return read_eight_bits(Path(image))
         except InputError as cause:
             raise InputError(f"the file {cause}. Give a radiograph's file.") from None
     if isinstance(image, Image.Image):

@@ -102,6 +102,11 @@ class Preprocessing:
         scaled = squares.float() / 255 if squares.dtype == torch.uint8 else squares
         return (scaled - mean) / std
 
+    @property
+    def shorter_side(self) -> int:
+        """Length after the resize, before the crop, pixels: more is not seen."""
+        return self.shortest_edge or self.both_sides or self.size
+
     def new_shape(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after the resize, before the crop."""
         if self.shortest_edge is None:

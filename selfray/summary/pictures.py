@@ -13,7 +13,7 @@ import numpy as np
 
 from selfray.data.dataset import RadiographDataset
 from selfray.errors import InputError
-from selfray.features import Features, is_feature_directory, open_features
+from selfray.feature_directory import Features, is_feature_directory, open_features
 
 if TYPE_CHECKING:
     import torch

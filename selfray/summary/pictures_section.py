@@ -8,7 +8,7 @@ from typing import Any
 
 from selfray.data.dataset import RadiographDataset
 from selfray.errors import InputError
-from selfray.features import Features
+from selfray.feature_directory import Features
 from selfray.summary.inputs import Evaluation, Inputs, Run
 from selfray.summary.markup import PHANTOM, escaped, figure, listed
 from selfray.summary.pictures import (

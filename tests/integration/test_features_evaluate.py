@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import resource
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,9 @@ from selfray.data.dataset import DatasetInfo, DatasetWriter, RadiographDataset, 
 from selfray.errors import InputError
 from selfray.evals.statistics import PatientResamples
 from selfray.evaluate import evaluate, results_table
-from selfray.features import extract_features, open_features
+from selfray.feature_directory import open_features
+from selfray.features import extract_features
+from selfray.models.encoder import Encoder, Tokens
 from selfray.models.preprocessing import Preprocessing
 
 SIZE = 32
@@ -75,23 +75,16 @@ def write_dataset(
     return out
 
 
-class StandIn:
-    """An encoder whose features are means over a grid of cells; it counts the images it sees."""
+class Means(torch.nn.Module):
+    """Means over a grid of cells; it counts the images it sees."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.image_size, self.patch_size, self.width = name, 32, 8, 4
-        self.mean, self.std, self.synthetic = 0.5, 0.25, True
-        self.weights_sha256 = name.ljust(64, "0")
-        self.seen, self.model, self.grid = 0, torch.nn.Identity(), (4, 4)
-        self.preprocessing = Preprocessing(32, (0.5,) * 3, (0.25,) * 3, 32)
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
         self.fail_after: int | None = None
         self.poison_row: int | None = None
 
-    def preprocess(self, pixels: np.ndarray) -> torch.Tensor:
-        image = torch.from_numpy(pixels).float() / 255
-        return ((image - self.mean) / self.std).expand(3, -1, -1)
-
-    def features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, images: torch.Tensor) -> Tokens:
         if self.fail_after is not None and self.seen >= self.fail_after:
             raise KeyboardInterrupt
         patches = torch.nn.functional.avg_pool2d(images[:, :1], 8)  # [B, 1, 4, 4]
@@ -100,16 +93,29 @@ class StandIn:
         if self.poison_row is not None and self.seen <= self.poison_row < self.seen + len(images):
             cls[self.poison_row - self.seen] = torch.nan
         self.seen += len(images)
-        return cls, patches
+        return Tokens(cls, patches.flatten(2).transpose(1, 2))
+
+
+def stand_in(name: str) -> Encoder:
+    return Encoder(
+        name,
+        Means(),
+        Preprocessing(32, (0.5,) * 3, (0.25,) * 3, 32),
+        width=4,
+        grid=(4, 4),
+        weights_sha256=name.ljust(64, "0"),
+        synthetic=True,
+    )
 
 
 @pytest.fixture
-def encoders(monkeypatch: pytest.MonkeyPatch) -> dict[str, StandIn]:
+def encoders(monkeypatch: pytest.MonkeyPatch) -> dict[str, Encoder]:
     """Stand-ins by name, given out by `load_encoder`."""
-    loaded: dict[str, StandIn] = {}
-    module = types.ModuleType("selfray.models.published")
-    module.load_encoder = lambda name: loaded.setdefault(name, StandIn(name))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "selfray.models.published", module)
+    loaded: dict[str, Encoder] = {}
+    monkeypatch.setattr(
+        "selfray.features.load_encoder", lambda name: loaded.setdefault(name, stand_in(name))
+    )
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # images in order, so that they can be counted
     return loaded
 
 
@@ -133,7 +139,7 @@ def test_features_are_the_encoders_own_in_the_datasets_order(tmp_path, data, enc
     features = open_features(out)
     assert isinstance(features.cls, np.memmap) and features.cls.dtype == np.float32
     dataset = RadiographDataset(data)
-    encoder = StandIn("fresh")
+    encoder = stand_in("fresh")
     for row in (0, 8, 179):
         cls, patches = encoder.features(encoder.preprocess(dataset.pixels(row))[None])
         np.testing.assert_array_equal(features.cls[row], cls[0])
@@ -148,15 +154,15 @@ def test_features_are_the_encoders_own_in_the_datasets_order(tmp_path, data, enc
 def test_an_interrupted_extraction_continues_after_the_last_flushed_rows(
     tmp_path, data, encoders, monkeypatch
 ):
-    monkeypatch.setattr("selfray.features._FLUSH_ROWS", 40)
+    monkeypatch.setattr("selfray.feature_directory.CHUNK_ROWS", 40)
     whole = open_features(extract_features("a", data, tmp_path / "whole", batch_size=10))
-    encoders["a"].fail_after = encoders["a"].seen + 90
+    encoders["a"].model.fail_after = encoders["a"].model.seen + 90
     with pytest.raises(KeyboardInterrupt):
         extract_features("a", data, tmp_path / "f", batch_size=10)
     assert not (tmp_path / "f").exists()
-    encoders["a"].fail_after, encoders["a"].seen = None, 0
+    encoders["a"].model.fail_after, encoders["a"].model.seen = None, 0
     again = open_features(extract_features("a", data, tmp_path / "f", batch_size=10))
-    assert encoders["a"].seen == 180 - 80  # 90 rows were done, 80 flushed
+    assert encoders["a"].model.seen == 180 - 80  # 90 rows were done, 80 flushed
     np.testing.assert_array_equal(again.cls, whole.cls)
     np.testing.assert_array_equal(again.patch_mean, whole.patch_mean)
     assert not (tmp_path / "f.partial").exists()
@@ -174,19 +180,19 @@ def test_an_extraction_stopped_just_before_its_end_is_taken_up_again(
     with pytest.raises(KeyboardInterrupt):
         extract_features("a", data, tmp_path / "f")
     monkeypatch.setattr(Path, "rename", rename)
-    seen = encoders["a"].seen
+    seen = encoders["a"].model.seen
     features = open_features(extract_features("a", data, tmp_path / "f"))
-    assert encoders["a"].seen == seen == len(features.cls)
+    assert encoders["a"].model.seen == seen == len(features.cls)
     assert {p.name for p in (tmp_path / "f").iterdir()} == {
-        "cls.npy", "patch_mean.npy", "rows.parquet", "manifest.json"
+        "cls.npy", "patch_mean.npy", "rows.parquet", "manifest.json", "left_out.jsonl"
     }  # fmt: skip
 
 
 def test_a_second_extraction_does_nothing(tmp_path, data, encoders):
     extract_features("a", data, tmp_path / "f")
-    seen = encoders["a"].seen
+    seen = encoders["a"].model.seen
     extract_features("a", data, tmp_path / "f")
-    assert encoders["a"].seen == seen == 180
+    assert encoders["a"].model.seen == seen == 180
 
 
 @pytest.mark.parametrize(
@@ -203,9 +209,9 @@ def test_a_second_extraction_does_nothing(tmp_path, data, encoders):
 def test_features_of_another_encoder_are_refused_by_name(
     tmp_path, data, encoders, monkeypatch, what, change, finished
 ):
-    monkeypatch.setattr("selfray.features._FLUSH_ROWS", 40)
-    encoders["a"] = StandIn("a")
-    encoders["a"].fail_after = None if finished else 90
+    monkeypatch.setattr("selfray.feature_directory.CHUNK_ROWS", 40)
+    encoders["a"] = stand_in("a")
+    encoders["a"].model.fail_after = None if finished else 90
     if finished:
         extract_features("a", data, tmp_path / "f")
     else:
@@ -226,8 +232,8 @@ def test_features_of_another_dataset_are_refused_by_name(tmp_path, data, encoder
 
 
 def test_a_feature_that_is_not_finite_stops_with_its_row(tmp_path, data, encoders):
-    encoders["a"] = StandIn("a")
-    encoders["a"].poison_row = 101
+    encoders["a"] = stand_in("a")
+    encoders["a"].model.poison_row = 101
     with pytest.raises(InputError, match="row 101 "):
         extract_features("a", data, tmp_path / "f")
     assert not (tmp_path / "f").exists()
@@ -370,10 +376,10 @@ def test_an_encoder_compared_with_itself_differs_by_exactly_nothing(tmp_path, da
 def test_a_repeated_evaluation_gives_the_same_bytes_and_runs_no_encoder(tmp_path, data, encoders):
     first = evaluate(["a"], data, tmp_path / "e")
     before = (first / "results.jsonl").read_bytes()
-    seen = encoders["a"].seen
+    seen = encoders["a"].model.seen
     evaluate(["a"], data, tmp_path / "e")
     assert (first / "results.jsonl").read_bytes() == before
-    assert encoders["a"].seen == seen
+    assert encoders["a"].model.seen == seen
     assert find(read_lines(first), target="sex", metric="auroc", probe="linear")["features"] == (
         "cls+patch_mean"
     )
@@ -383,14 +389,14 @@ def test_an_interrupted_evaluation_goes_on_with_the_encoder_that_it_was_at(
     tmp_path, data, encoders
 ):
     whole = evaluate(["a", "b"], data, tmp_path / "whole")
-    once = encoders["a"].seen
-    encoders["b"].fail_after = encoders["b"].seen + 32
+    once = encoders["a"].model.seen
+    encoders["b"].model.fail_after = encoders["b"].model.seen + 32
     with pytest.raises(KeyboardInterrupt):
         evaluate(["a", "b"], data, tmp_path / "e")
     assert not (tmp_path / "e" / "results.jsonl").exists()
-    encoders["b"].fail_after = None
+    encoders["b"].model.fail_after = None
     evaluate(["a", "b"], data, tmp_path / "e")
-    assert encoders["a"].seen == 2 * once  # not a third time
+    assert encoders["a"].model.seen == 2 * once  # not a third time
     for name in ("results.jsonl", "predictions.parquet"):
         assert (tmp_path / "e" / name).read_bytes() == (whole / name).read_bytes()
 
@@ -559,7 +565,7 @@ def test_an_arrays_room_is_taken_before_any_features_are_written(tmp_path, data,
     def stopped(source, images):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("selfray.features._ThumbnailSource.infer", stopped)
+    monkeypatch.setattr("selfray.pixel_baselines.Thumbnail.__call__", stopped)
     with pytest.raises(KeyboardInterrupt):
         extract_features("pixels:16x16", data, tmp_path / "f")
     found = (tmp_path / "f.partial" / "cls.npy").stat()

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "selfray"
 # the longest name that fits is the part of a module. Each may import itself and `errors`.
 METHOD = {"distributed", "data", "models", "objectives", "evals"}
 RUN = {"config", "checkpoint", "run_directory", "initialise", "probe", "run_encoder"}
+FEATURES = {"feature_directory", "inference", "pixel_baselines"}
 STAGES = {
     "data.phantom", "data.ingest", "pretrain", "preview", "features", "evaluate", "summary",
     "export",
@@ -29,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "recipes": {"config"},
     "distributed": set(),
-    "data": set(),
+    "data": {"progress"},
     "data.phantom": {"data", "progress"},
     "data.ingest": {"data", "progress"},
     "models": {"data", "distributed"},
@@ -42,12 +43,15 @@ ALLOWED: dict[str, set[str]] = {
     "run_encoder": {"run_directory", "data", "models", "objectives"},
     "pretrain": METHOD | RUN | {"progress"},
     "preview": METHOD | {"config", "pretrain"},
-    "features": METHOD | {"progress"},
-    "evaluate": METHOD | {"features"},
-    "summary": METHOD | RUN | {"features", "evaluate"},
+    "feature_directory": {"data"},
+    "inference": {"models"},
+    "pixel_baselines": {"data"},
+    "features": METHOD | FEATURES | {"progress"},
+    "evaluate": METHOD | {"features", "feature_directory"},
+    "summary": METHOD | RUN | {"feature_directory", "evaluate"},
     "export": {"models"},
     "field_options": {"config", "recipes"},
-    "cli": STAGES | {"field_options", "recipes", "models"},
+    "cli": STAGES | {"feature_directory", "field_options", "recipes", "models"},
     "rad_dino": {"models"},
     "sklearn": {"models"},
     "__main__": {"cli"},

@@ -16,6 +16,7 @@ from radiograph_files import soft_image, write_dicom
 
 from selfray.data import ingest as ingest_module
 from selfray.data.dataset import SPLITS, RadiographDataset
+from selfray.data.image_files import find_images
 from selfray.data.ingest import ingest, split_of_patient
 from selfray.data.radiograph import read_radiograph, resize_shorter_side, to_eight_bits
 from selfray.errors import InputError, Interrupted
@@ -254,7 +255,7 @@ def test_a_path_too_long_to_open_does_not_end_the_run(tmp_path, monkeypatch):
     for _ in range(20):
         Path("x" * 250).mkdir()
         os.chdir("x" * 250)
-    assert ingest_module._find_images(tmp_path).images == ["a.png"]
+    assert find_images(tmp_path).images == ["a.png"]
 
 
 def patients(source: Path, out: Path, **arguments) -> dict[str, str]:
