@@ -68,7 +68,8 @@ cls, patches = encoder.run(["cls", "patches"], {{{{"images": images}}}})""",
     "openvino": f"""\
 import openvino
 
-encoder = openvino.compile_model("{{folder}}/{OPENVINO}", "CPU")
+hints = {{{{"INFERENCE_PRECISION_HINT": "f32"}}}}  # else bfloat16 where the processor has it
+encoder = openvino.compile_model("{{folder}}/{OPENVINO}", "CPU", hints)
 found = encoder({{{{"images": images}}}})
 cls, patches = found["cls"], found["patches"]""",
     "torch": f"""\

@@ -125,13 +125,13 @@ def _write(form: _Format, to: str, name: str, encoder: Encoder, new: Path, folde
         _write_json(new / DESCRIPTION, {**card, **noted, **recorded_card(name)})
     _write_json(new / "preprocessing.json", encoder.preprocessing.description())
     hashes = {file.name: sha256_of(file) for file in sorted(new.iterdir())}
-    found = None
+    by = found = None
     if find_spec(form.runtime):
+        by = f"{form.runtime} {__version__ if form.runtime == 'selfray' else version(form.runtime)}"
         try:
             found = differences(encoder, form.read(new, encoder))
         except Differs as cause:
             raise Differs(f"{to}: {cause}") from None
-    by = f"{form.runtime} {__version__ if form.runtime == 'selfray' else version(form.runtime)}"
     record = {
         "format": to,
         "encoder": label(name),
