@@ -5,6 +5,7 @@ The names in the files are written by hand: timm's and MAE's `VisionTransformer`
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -296,3 +297,16 @@ def test_a_file_of_no_known_publisher_is_refused(tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"")
     with pytest.raises(InputError, match=r"weights\.pth"):
         load_encoder(str(tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra"),
+    [
+        ("timm:resnet50", "timm", "selfray[timm]"),
+        ("xrv:densenet121-res224-all", "torchxrayvision", "selfray[xrv]"),
+    ],
+)
+def test_a_library_that_is_not_installed_is_named(monkeypatch, name, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    said = refusal(name)
+    assert f"needs {module}, which cannot be imported" in said and extra in said
