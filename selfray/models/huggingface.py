@@ -64,6 +64,16 @@ _FIXED_CONFIG = {
     "num_channels": 3,
     "qkv_bias": True,
 }
+# Fields of a shape and the most that is believed, far above the largest published (giant: width
+# 1536, 40 blocks): a damaged file must not ask for a network that fills the memory. [ours]
+_LARGEST = {
+    "hidden_size": 8192,
+    "num_hidden_layers": 256,
+    "num_attention_heads": 256,
+    "patch_size": 64,
+    "image_size": 4096,
+}
+_MOST_REGISTERS = 64
 _MODEL_CLASSES = {
     "dinov2": "Dinov2Model",
     "dinov2_with_registers": "Dinov2WithRegistersModel",
@@ -103,11 +113,22 @@ def from_huggingface(
         file: Where they are from, for errors.
 
     Raises:
-        InputError: A parameter is missing, or one is left over; the message names them.
+        InputError: A parameter is missing, one is left over, or those that belong together differ
+            in shape; the message names them.
     """
     parts = {name: huggingface_names(name) for name in names}
     check_names({theirs for group in parts.values() for theirs in group}, tensors, file)
-    return {name: torch.cat([tensors[t] for t in group]) for name, group in parts.items()}
+    ours = {}
+    for name, group in parts.items():
+        shapes = {tensors[theirs].shape for theirs in group}
+        if len(group) > 1 and (len(shapes) > 1 or not min(shapes)):
+            raise InputError(
+                f"{file}: {', '.join(group)} have different or no shapes "
+                f"({', '.join(str(list(shape)) for shape in sorted(shapes))}). Copy the file anew."
+            )
+        joined = [tensors[theirs] for theirs in group]
+        ours[name] = torch.cat(joined) if len(joined) > 1 else joined[0]
+    return ours
 
 
 def read_model(directory: Path) -> tuple[VisionTransformer, Path]:
@@ -144,26 +165,60 @@ def read_preprocessing(directory: Path) -> Preprocessing:
     for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         _require(file, step, config.get(step), True)
     _require(file, "resample", config.get("resample"), BICUBIC)
-    if abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-        _require(file, "rescale_factor", config["rescale_factor"], 1 / 255)
-    try:
-        crop = config["crop_size"]
-        shortest_edge, size = config["size"]["shortest_edge"], crop["height"]
-        mean, std = map(tuple, (config["image_mean"], config["image_std"]))
-    except (KeyError, TypeError) as cause:
+    factor = config.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, float) or abs(factor * 255 - 1) > 1e-6:
+        _require(file, "rescale_factor", factor, 1 / 255)
+    crop, size = config.get("crop_size"), config.get("size")
+    if not isinstance(crop, dict) or not isinstance(size, dict):
         raise InputError(
-            f"{file}: {cause} is missing; a BitImageProcessor's file has it."
-        ) from cause
-    _require(file, "crop_size.width", crop.get("width"), size)
-    if len(mean) != 3 or len(std) != 3:
-        raise InputError(
-            f"{file}: {len(mean)} means and {len(std)} standard deviations, allowed: three each. "
-            "Take the file from the encoder's publisher."
+            f"{file}: crop_size is {crop} and size is {size}, allowed: {{height, width}} and "
+            "{shortest_edge}. Take the file from the encoder's publisher."
         )
+    most = _LARGEST["image_size"]
+    side = whole_number(file, "crop_size.height", crop.get("height"), most)
+    _require(file, "crop_size.width", crop.get("width"), side)
+    shortest_edge = whole_number(file, "size.shortest_edge", size.get("shortest_edge"), most)
+    mean, std = (_three_shares(file, config, field) for field in ("image_mean", "image_std"))
     try:
-        return Preprocessing(size, mean, std, shortest_edge)
+        return Preprocessing(side, mean, std, shortest_edge)
     except InputError as cause:
         raise InputError(f"{file}: {cause}") from None
+
+
+def _three_shares(file: Path, config: dict[str, Any], field: str) -> tuple[float, ...]:
+    """Mean or standard deviation of pixels that were divided by 255, one a channel."""
+    values = config.get(field)
+    numbers = values if isinstance(values, list) else []
+    least = 1e-6 if field == "image_std" else 0.0  # is divided by
+    fit = [isinstance(v, int | float) and least <= v <= 1 for v in numbers]
+    if len(fit) != 3 or not all(fit):
+        raise InputError(
+            f"{file}: {field} is {values}, allowed: three each of 0 to 1, for pixels that were "
+            "divided by 255. Take the file from the encoder's publisher."
+        )
+    return tuple(float(v) for v in numbers)
+
+
+def whole_number(file: Path, field: str, value: object, most: int) -> int:
+    """A size that a configuration gives.
+
+    Args:
+        file: Where it is from, for errors.
+        field: Its name.
+        value: What was found.
+        most: The largest that is believed.
+
+    Raises:
+        InputError: It is missing, no whole number, below 1 or above `most`.
+    """
+    if value is None:
+        raise InputError(f"{file}: '{field}' is missing. Copy the file anew.")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise InputError(
+            f"{file}: {field} is {value!r}, allowed: one whole number, 1 to {most}. "
+            "Copy the file anew."
+        )
+    return value
 
 
 def model_config(model: VisionTransformer) -> dict[str, Any]:
@@ -224,34 +279,38 @@ def preprocessor_config(preprocessing: Preprocessing) -> dict[str, Any] | None:
 
 def is_dinov2(config: dict[str, Any]) -> bool:
     """Whether `config.json` is of an encoder that `read_model` reads."""
-    return config.get("model_type") in _MODEL_CLASSES
+    return str(config.get("model_type")) in _MODEL_CLASSES
 
 
 def _model_from_config(config: dict[str, Any], directory: Path) -> VisionTransformer:
     file = directory / "config.json"
-    if config.get("model_type") not in _MODEL_CLASSES:
+    if not is_dinov2(config):
         raise InputError(
             f"{file}: model_type is {config.get('model_type')!r}, allowed: "
             f"{', '.join(_MODEL_CLASSES)}. Give the directory of such an encoder."
         )
     for field, value in _FIXED_CONFIG.items():
         _require(file, field, config.get(field, value), value)
-    try:
-        shape = Shape(
-            config["hidden_size"],
-            config["num_hidden_layers"],
-            config["num_attention_heads"],
-            "swiglu" if config.get("use_swiglu_ffn") else "mlp",
+    width, depth, heads, patch_size, image_size = (
+        whole_number(file, field, config.get(field), most) for field, most in _LARGEST.items()
+    )
+    if width % heads:
+        raise InputError(
+            f"{file}: hidden_size is {width}, no multiple of num_attention_heads {heads}. "
+            "Copy the file anew."
         )
-        sizes = {"patch_size": config["patch_size"], "image_size": config["image_size"]}
-    except KeyError as cause:
-        raise InputError(f"{file}: {cause} is missing. Copy the file anew.") from cause
-    for field, value in sizes.items():
-        if not isinstance(value, int):
-            raise InputError(f"{file}: {field} is {value}, allowed: one whole number (a square).")
-    has_registers = config["model_type"] == "dinov2_with_registers"
-    registers = config.get("num_register_tokens", 4) if has_registers else 0
-    return VisionTransformer(shape, **sizes, registers=registers)
+    shape = Shape(width, depth, heads, "swiglu" if config.get("use_swiglu_ffn") else "mlp")
+    registers = 0
+    if config["model_type"] == "dinov2_with_registers":
+        registers = whole_number(
+            file, "num_register_tokens", config.get("num_register_tokens", 4), _MOST_REGISTERS
+        )
+    try:
+        return VisionTransformer(
+            shape, patch_size=patch_size, image_size=image_size, registers=registers
+        )
+    except InputError as cause:
+        raise InputError(f"{file}: {cause}") from None
 
 
 def _find_weights(directory: Path) -> Path:
@@ -274,7 +333,7 @@ def read_json(file: Path) -> dict[str, Any]:
             f"{file} is missing or cannot be read. An encoder directory holds config.json, "
             f"preprocessor_config.json and {WEIGHTS}; copy it there."
         ) from cause
-    except ValueError as cause:
+    except (ValueError, RecursionError) as cause:
         raise InputError(f"{file} is no JSON: {cause}. Copy it anew.") from cause
     if not isinstance(content, dict):
         raise InputError(f"{file} holds no JSON object. Copy it anew.")

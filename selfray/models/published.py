@@ -226,11 +226,12 @@ def _read_directory(name: str, directory: Path) -> Encoder:
     description = _description(directory)
     if "position_interpolation" in description:
         model.position_interpolation = description["position_interpolation"]
+    preprocessing = read_preprocessing(directory)
     try:
         return vit_encoder(
             name,
             model,
-            read_preprocessing(directory),
+            preprocessing,
             weights_sha256=sha256_of(weights),
             synthetic=bool(description.get("synthetic")),
         )

@@ -193,7 +193,7 @@ def _library(directory: Path) -> ModuleType:
 
 def _kind_of(settings: Mapping[str, Any], file: Path) -> _Kind:
     model_type = settings.get("model_type")
-    if model_type not in _KINDS:
+    if not isinstance(model_type, str) or model_type not in _KINDS:
         known = ["dinov2", "dinov2_with_registers", *_KINDS]
         raise InputError(
             f"{file}: model_type is {model_type!r}, which is not supported. "

@@ -19,6 +19,9 @@ from selfray.errors import InputError
 PICKLED = (".bin", ".pth", ".pt")
 """Ends of the names of files that PyTorch wrote; they are read without unpickling objects."""
 
+_POINTER = (
+    b"version https://git-lfs.github.com/spec/"  # https://github.com/git-lfs/git-lfs, spec.md
+)
 _SHOWN = 6  # names in an error
 
 
@@ -36,11 +39,16 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         InputError: The file is missing, damaged, holds other objects, or values that are not
             finite.
     """
+    if _begins_with(file, _POINTER):
+        raise InputError(
+            f"{file} is Git LFS's pointer to the weights, not the weights. Run `git lfs pull` in "
+            "its repository, or download the file itself."
+        )
     tensors = _read_pickled(file) if file.suffix in PICKLED else _read_safetensors(file)
     floats = {}
     for name, tensor in tensors.items():
         floats[name] = tensor.float() if tensor.is_floating_point() else tensor
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(floats[name]).all()):
             raise InputError(
                 f"{file}: {name} holds values that are not finite: a diverged training or a "
                 "damaged copy. Copy the file anew, or take an earlier checkpoint."
@@ -112,8 +120,14 @@ def check_names(expected: Iterable[str], found: Iterable[str], file: Path) -> No
 
 
 def check_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], file: Path) -> None:
-    """Raise InputError that names the first tensor of another shape."""
+    """Raise InputError that names the first tensor of another shape, or of other numbers."""
     for name, tensor in found.items():
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise InputError(
+                f"{file}: {name} is {str(tensor.dtype).removeprefix('torch.')}, expected "
+                f"{str(expected[name].dtype).removeprefix('torch.')}. Weights that were quantised "
+                "are not read: take the original ones."
+            )
         if tensor.shape != expected[name].shape:
             raise InputError(
                 f"{file}: {name} is {list(tensor.shape)}, config.json asks for "
@@ -142,23 +156,32 @@ def _read_pickled(file: Path) -> dict[str, Tensor]:
             f"{_conversion(file)}"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as cause:
-        raise InputError(f"{file} cannot be read: {cause}. Copy it anew.") from cause
+        reason = str(cause) or "it ends too early"
+        raise InputError(f"{file} cannot be read: {reason}. Copy it anew.") from cause
     for key in ("model", "state_dict", "teacher"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content:
         raise InputError(f"{file} holds no tensors by name. {_conversion(file)}")
-    stray = sorted(str(name) for name, value in content.items() if not torch.is_tensor(value))
+    stray = sorted(
+        str(name)
+        for name, value in content.items()
+        if not torch.is_tensor(value) or not isinstance(name, str)
+    )
     if stray:
-        raise InputError(f"{file}: {stray[0]} is no tensor. {_conversion(file)}")
+        raise InputError(f"{file}: {stray[0]} is no tensor with a name. {_conversion(file)}")
     return content
 
 
 def _is_pickled(file: Path) -> bool:
+    return _begins_with(file, b"\x80") or (file.is_file() and zipfile.is_zipfile(file))
+
+
+def _begins_with(file: Path, start: bytes) -> bool:
     try:
         with file.open("rb") as opened:
-            return opened.read(1) == b"\x80" or zipfile.is_zipfile(file)
-    except OSError:
+            return opened.read(len(start)) == start
+    except OSError:  # told by whoever reads it
         return False
 
 

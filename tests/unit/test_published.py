@@ -401,7 +401,7 @@ def test_pickled_weights_are_never_opened(directory):
         ("preprocessor_config.json", "resample", 2, "resample is 2, allowed: 3"),
         ("preprocessor_config.json", "do_normalize", False, "do_normalize is False"),
         ("preprocessor_config.json", "rescale_factor", 1.0, "rescale_factor is 1.0"),
-        ("preprocessor_config.json", "image_mean", None, "'image_mean' is missing"),
+        ("preprocessor_config.json", "image_mean", None, "image_mean is None, allowed: three"),
         ("preprocessor_config.json", "image_mean", [0.5], "allowed: three each"),
         ("preprocessor_config.json", "crop_size", {"height": 50, "width": 50}, "crop_size is 50"),
         ("preprocessor_config.json", "crop_size", {"height": 56, "width": 42}, "crop_size.width"),
