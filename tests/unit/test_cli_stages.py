@@ -43,6 +43,12 @@ CALLS: list[tuple[str, str, str, dict[str, Any]]] = [
          "patch_tokens": True},
     ),
     (
+        "export a --to onnx --out o",
+        "selfray.export.stage",
+        "export_encoder",
+        {"name": "a", "to": "onnx", "out": Path("o")},
+    ),
+    (
         "evaluate a b --data d --out e --tasks metadata --baseline b --seed 3",
         "selfray.evaluate",
         "evaluate",

@@ -144,7 +144,7 @@ def test_a_published_encoder_stays_its_publishers(tmp_path, monkeypatch):
     write_encoder(tmp_path / "microsoft" / "rad-dino")
     (tmp_path / "microsoft" / "rad-dino" / "selfray.json").unlink()
     monkeypatch.setenv(ENCODERS_VARIABLE, str(tmp_path))
-    export_encoder("microsoft/rad-dino", "torch", tmp_path / "out")
+    export_encoder("microsoft/rad-dino", "dinov2", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     for told in ("published by Microsoft Health Futures under the licence MIT", "A conversion",
                  "license: mit", "MIMIC-CXR", "huggingface.co/microsoft/rad-dino"):  # fmt: skip
@@ -153,7 +153,7 @@ def test_a_published_encoder_stays_its_publishers(tmp_path, monkeypatch):
 
 
 def test_random_weights_are_called_so(tmp_path):
-    export_encoder("random:vit_pico/14@28", "torch", tmp_path / "out")
+    export_encoder("random:vit_pico/14@28", "dinov2", tmp_path / "out")
     assert "nothing was learned" in (tmp_path / "out" / "README.md").read_text()
 
 
