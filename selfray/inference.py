@@ -6,7 +6,8 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -276,13 +277,10 @@ class Inference:
         Raises:
             InputError: No backend of this kind keeps it.
         """
-        reference = self._reference(samples.exact)
+        reference = _cls_of(self.open("torch-float32"), samples.exact)
         for name in self._candidates(precision, backend):
             found = self.open(name, samples)
-            step = found.batch_size
-            parts = [found(samples.prepared[i : i + step]) for i in range(0, len(reference), step)]
-            cls = np.concatenate([part["cls"] for part in parts])
-            measured = _fidelity(cls, reference)
+            measured = _fidelity(_cls_of(found, samples.prepared), reference)
             if _kept(precision, measured):
                 return found, {"images": len(reference), **measured}
             print(
@@ -310,12 +308,6 @@ class Inference:
             possible = library == "torch" or (self._device.type == "cpu" and has_openvino())
             if possible and backend in ("auto", library):
                 yield name
-
-    def _reference(self, squares: np.ndarray) -> np.ndarray:
-        run = self.open("torch-float32")
-        step = run.batch_size
-        parts = [run(squares[start : start + step]) for start in range(0, len(squares), step)]
-        return np.concatenate([part["cls"] for part in parts])
 
     @property
     def _outputs(self) -> tuple[str, ...]:
@@ -358,6 +350,13 @@ def cpu_batch_size(encoder: Encoder, streams: int) -> int:
     return int(max(1, min(_CPU_BATCH_TOKENS // tokens, room // image_bytes, _MOST_IMAGES)))
 
 
+def _cls_of(backend: Backend, squares: np.ndarray) -> np.ndarray:
+    step = backend.batch_size
+    batches = [squares[start : start + step] for start in range(0, len(squares), step)]
+    with ThreadPoolExecutor(backend.concurrency) as pool:
+        return np.concatenate([arrays["cls"] for arrays in pool.map(backend, batches)])
+
+
 def _fidelity(found: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     a, b = found.astype(np.float64), reference.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
@@ -393,8 +392,10 @@ def _quantised(graph: Any, name: str, calibration: np.ndarray) -> Any:
 
     nncf.set_log_level(logging.ERROR)
     if name == "openvino-int8-dynamic":
-        return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
+        with redirect_stdout(sys.stderr):  # its bars
+            return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
     images = nncf.Dataset([calibration[i : i + 1] for i in range(len(calibration))])
-    return nncf.quantize(
-        graph, images, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(calibration)
-    )
+    with redirect_stdout(sys.stderr):  # its bars
+        return nncf.quantize(
+            graph, images, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(calibration)
+        )

@@ -314,14 +314,15 @@ def _presented(stored: np.ndarray, header: FileDataset) -> np.ndarray:
     # All steps map a value by itself: do them once a value, not once a pixel.
     curve = _grayscale_curve(np.arange(low, high + 1), header)
     padding = _padding(np.arange(low, high + 1), header)
-    present = np.zeros(high - low + 1, bool)
-    present[np.unique(stored) - low] = True
-    if not (present & ~padding).any():
-        raise BadImage("every pixel is padding")
-    curve[padding] = curve[present & ~padding].min()
+    index = np.subtract(stored, low, dtype=np.intp)
+    if padding.any():
+        present = np.bincount(index.ravel(), minlength=high - low + 1) > 0
+        if not (present & ~padding).any():
+            raise BadImage("every pixel is padding")
+        curve[padding] = curve[present & ~padding].min()
     if not np.isfinite(curve).all():
         raise BadImage("grayscale transformation is not finite")
-    return curve.astype(np.float32)[stored.astype(np.int64) - low]
+    return np.take(curve.astype(np.float32), index)
 
 
 def _grayscale_curve(values: np.ndarray, header: FileDataset) -> np.ndarray:

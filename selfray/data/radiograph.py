@@ -29,6 +29,8 @@ INTENSITIES = ("minmax", "percentile")
 COLOURED_SPREAD = 16 / 255
 COLOURED_SHARE = 0.01
 
+_BLOCK_ROWS = 32  # that stay in the cache while they are scaled
+
 _RASTER_MAGIC = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
@@ -210,8 +212,14 @@ def to_eight_bits(pixels: np.ndarray, intensity: str = "minmax") -> np.ndarray:
         black, white = (float(v) for v in np.percentile(pixels, (0.5, 99.5)))
     if not white > black:
         raise BadImage("is all but constant: nothing is left between black and white")
-    scaled = (pixels.astype(np.float64) - black) * (255 / (white - black))
-    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+    eight_bits = np.empty(pixels.shape, np.uint8)
+    for first in range(0, len(pixels), _BLOCK_ROWS):
+        block = pixels[first : first + _BLOCK_ROWS].astype(np.float64)
+        block -= black
+        block *= 255 / (white - black)
+        np.clip(block, 0, 255, out=block)
+        eight_bits[first : first + _BLOCK_ROWS] = np.rint(block, out=block)
+    return eight_bits
 
 
 def _read_raster(path: Path, format_: str) -> tuple[np.ndarray, AcquisitionRecord]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -57,7 +58,7 @@ def openvino_model(program: ExportedProgram, shape: Sequence[int], outputs: Sequ
     frontend = FrontEndManager().load_by_framework("pytorch")
     with _without_warnings():
         decoder = TorchFXPythonDecoder.from_exported_program(program)
-    model = frontend.convert(frontend.load(decoder))
+        model = frontend.convert(frontend.load(decoder))
     model.reshape([-1, *shape])
     for output, name in zip(model.outputs, outputs, strict=True):
         output.get_tensor().set_names({name})
@@ -70,6 +71,8 @@ def _without_warnings() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(before)
