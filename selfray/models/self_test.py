@@ -59,8 +59,7 @@ def self_test(name: str) -> Iterator[str]:
     millions = sum(p.numel() for p in encoder.model.parameters()) / 1e6
     rows, columns = encoder.grid
     yield (
-        f"{name}: files whole, {millions:.1f} million parameters, "
-        f"SHA-256 {encoder.weights_sha256[:12]}"
+        f"{name}: whole, {millions:.1f} million parameters, SHA-256 {encoder.weights_sha256[:12]}"
     )
     images = fixed_images()
     inputs = torch.stack([encoder.preprocess(image) for image in images])
@@ -136,7 +135,8 @@ def _check_golden(name: str, directory: Path | None, cls: Tensor) -> str:
         golden = read_json(directory / DESCRIPTION).get(GOLDEN)
         source = str(directory / DESCRIPTION)
     if golden is None:
-        rounded = np.rint(cls[:, :VALUES].numpy() * 100).astype(np.int64)
+        shares = (cls[:, :VALUES] / cls.abs().max()).numpy()
+        rounded = np.rint(shares * 100).astype(np.int64)
         begins = " ".join(f"{value:.4f}" for value in cls[0, :4].tolist())
         return (
             "  no golden values are known for it; another machine must print the same: "

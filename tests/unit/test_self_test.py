@@ -73,7 +73,7 @@ def test_golden_values_of_the_shipped_encoder_are_those_of_transformers(name):
 def test_what_has_golden_values_passes(name, capsys):
     assert main(["encoders", "--check", name]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"{name}: files whole") and "golden values: equal within" in out
+    assert out.startswith(f"{name}: whole") and "golden values: equal within" in out
     assert ("transformers' Dinov2Model: equal" in out) == (name == "selfray/phantom")
 
 
