@@ -157,7 +157,7 @@ def _while_the_run_directory_is_made(patch: pytest.MonkeyPatch) -> None:
 
 
 def _while_the_encoder_is_exported(patch: pytest.MonkeyPatch) -> None:
-    original = encoder_directory._replace
+    original = encoder_directory.replace_directory
     exports = iter(range(1, 99))
 
     def replace(directory: Path, new: Path) -> None:
@@ -165,7 +165,7 @@ def _while_the_encoder_is_exported(patch: pytest.MonkeyPatch) -> None:
             _die()
         original(directory, new)
 
-    patch.setattr(encoder_directory, "_replace", replace)
+    patch.setattr(encoder_directory, "replace_directory", replace)
 
 
 def _just_before_done(patch: pytest.MonkeyPatch) -> None:
