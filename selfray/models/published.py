@@ -216,9 +216,19 @@ def load_encoder(name: str) -> Encoder:
 
 
 def _read_directory(name: str, directory: Path) -> Encoder:
-    for marker, module, function in _FORMATS:
-        if directory.match(marker) if directory.is_file() else any(directory.glob(marker)):
-            return getattr(import_module(module), function)(name, directory)
+    found = [
+        (marker, module, function)
+        for marker, module, function in _FORMATS
+        if (directory.match(marker) if directory.is_file() else any(directory.glob(marker)))
+    ]
+    if len(found) > 1:
+        raise InputError(
+            f"{directory} has files of several encoders, {' and '.join(m for m, *_ in found)}. "
+            "Put each into a folder of its own."
+        )
+    if found:
+        _, module, function = found[0]
+        return getattr(import_module(module), function)(name, directory)
     if not is_dinov2(read_json(directory / "config.json")):
         module = import_module("selfray.models.transformers_encoder")
         return module.read_transformers(name, directory)

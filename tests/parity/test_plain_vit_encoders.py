@@ -293,6 +293,13 @@ def test_a_pickled_network_is_refused_and_read_when_converted(tmp_path, referenc
     assert "1 missing (mask_token)" in refusal(tmp_path)
 
 
+def test_a_folder_with_files_of_two_publishers_is_refused(tmp_path, reference):
+    torch.save(mrm_file(reference.timm_names()), tmp_path / "MRM.pth")
+    torch.save(dinov2_names(reference), tmp_path / "dinov2_vits14_pretrain.pth")
+    assert "several encoders, MRM.* and dinov2_vit*.*. Put each into a folder" in refusal(tmp_path)
+    assert load_encoder(str(tmp_path / "MRM.pth")).training_data == ("MIMIC-CXR",)
+
+
 def test_a_file_of_no_known_publisher_is_refused(tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"")
     with pytest.raises(InputError, match=r"weights\.pth"):
