@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 
+from selfray.errors import InputError
 from selfray.models.encoder import Encoder
 from selfray.models.openvino_graph import openvino_model
 
@@ -44,10 +46,21 @@ def input_shape(encoder: Encoder) -> tuple[int, int, int]:
 
 @torch.no_grad()
 def traced(encoder: Encoder) -> ExportedProgram:
-    """The network for any number of images of its input size."""
+    """The network for any number of images of its input size.
+
+    Raises:
+        InputError: Its code takes the number of images for a constant.
+    """
     images = torch.zeros(2, *input_shape(encoder))  # 1 would become a constant of the graph
     sizes = {"images": {0: Dim("batch", min=1)}}
-    return torch.export.export(_Graph(encoder).eval(), (images,), dynamic_shapes=sizes)
+    try:
+        return torch.export.export(_Graph(encoder).eval(), (images,), dynamic_shapes=sizes)
+    except UserError as cause:
+        raise InputError(
+            f"{encoder.name} cannot become a graph for any number of images: its network's code "
+            f"fixes what must stay free ({str(cause).splitlines()[0]}). There is no way around it "
+            "here: use the encoder in selfray."
+        ) from cause
 
 
 def write_torch(encoder: Encoder, directory: Path) -> None:
@@ -56,18 +69,29 @@ def write_torch(encoder: Encoder, directory: Path) -> None:
 
 
 def write_onnx(encoder: Encoder, directory: Path) -> None:
-    """`encoder.onnx`, in float32; with `encoder.onnx.data` where it is larger than 2 GiB."""
-    program = torch.onnx.export(
-        traced(encoder),
-        dynamo=True,
-        verbose=False,
-        input_names=["images"],
-        output_names=list(OUTPUTS),
-        dynamic_shapes={"images": {0: "batch"}},
-    )
-    assert program is not None
+    """`encoder.onnx`, in float32; with `encoder.onnx.data` where it is larger than 2 GiB.
+
+    Raises:
+        InputError: ONNX has no operation for one of the network's.
+    """
+    program = traced(encoder)
+    try:
+        graph = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=list(OUTPUTS),
+            dynamic_shapes={"images": {0: "batch"}},
+        )
+    except torch.onnx.OnnxExporterError as cause:
+        raise InputError(
+            f"{encoder.name} cannot become a graph of ONNX: torch {torch.__version__} does not "
+            "translate one of its operations. Take openvino or torch."
+        ) from cause
+    assert graph is not None
     weights = sum(tensor.nbytes for tensor in encoder.model.state_dict().values())
-    program.save(directory / ONNX, external_data=weights > _LARGEST_FILE)
+    graph.save(directory / ONNX, external_data=weights > _LARGEST_FILE)
 
 
 def write_openvino(encoder: Encoder, directory: Path) -> None:

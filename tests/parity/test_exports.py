@@ -99,6 +99,32 @@ def test_other_formats_are_of_dinov2_type_networks(to, of_another_family, tmp_pa
     assert said.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("to", GRAPHS)
+def test_a_network_that_fixes_the_batch_is_refused(to, of_another_family, tmp_path, capsys):
+    need(to)
+    forward = of_another_family.model.forward
+    of_another_family.model.forward = lambda images: forward(images.reshape(len(images), 1, 48, 48))
+    assert main(["export", "pooling", "--to", to, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "pooling cannot become a graph for any number of images" in said
+    assert said.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_an_operation_that_onnx_has_not_is_told(of_another_family, tmp_path, capsys):
+    need("onnx")
+
+    class Solves(nn.Module):
+        def forward(self, images):
+            tokens = images.mean(1)[:, :3, :3].flatten(1, 2)[..., None].expand(-1, -1, 8)
+            return Tokens(torch.linalg.eigvalsh(images[:, 0])[:, :8], tokens)
+
+    of_another_family.model = Solves().eval()
+    assert main(["export", "pooling", "--to", "onnx", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "does not translate one of its operations" in said
+    assert said.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
 def test_a_graph_of_onnx_names_its_free_dimension(tmp_path):
     need("onnx")
     import onnxruntime
