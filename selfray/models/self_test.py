@@ -24,7 +24,7 @@ from selfray.models.published import find_directory, load_encoder
 _OVERSHOOT, _REACHED = 0.1, 0.5
 # Cosine between the features of the two fixed images. Trained or not, encoders here give 0.93 to
 # 0.98; the same encoders give over 0.99999 when pixels of 0 to 1 are taken for 0 to 255.
-_LARGEST_COSINE = 0.999
+_LARGEST_COSINE = 0.9999
 # What random weights give, `golden_cls` of torch 2.13 and 2.14 on x86-64.
 _RANDOM_GOLDEN = {
     "random:vit_pico": [
