@@ -20,7 +20,8 @@ from summary_directories import (
 
 from selfray.data.dataset import RadiographDataset
 from selfray.errors import InputError
-from selfray.features import extract_features, open_features
+from selfray.feature_directory import open_features
+from selfray.features import extract_features
 from selfray.summary import write_summary
 from selfray.summary.inputs import POINTS, Curve, read_evaluation, read_run
 from selfray.summary.pictures import choose_rows, nearest_neighbours, patch_colours
