@@ -50,6 +50,19 @@ class Features:
     rows: pa.Table
     manifest: dict[str, Any]
 
+    def to_arrow(self) -> pa.Table:
+        """Rows and features in one Arrow table, the features still memory-mapped.
+
+        `datasets.Dataset(features.to_arrow())` is a dataset of Hugging Face's.
+        """
+        table = self.rows
+        for name, array in (("cls", self.cls), ("patch_mean", self.patch_mean)):
+            if array is not None:
+                values = pa.array(array.reshape(-1))
+                column = pa.FixedSizeListArray.from_arrays(values, array.shape[1])
+                table = table.append_column(name, column)
+        return table
+
 
 def is_feature_directory(path: Path) -> bool:
     """Whether this is a finished feature directory."""

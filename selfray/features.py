@@ -21,7 +21,7 @@ from selfray.data.image_source import DatasetImages, FolderImages, Prepare, open
 from selfray.errors import InputError, nearest
 from selfray.feature_directory import FORMAT_NAME, FeatureWriter, read_manifest, require_same
 from selfray.inference import BACKENDS, PRECISIONS, Inference, Samples
-from selfray.models.encoder import Encoder, InputPreprocessing
+from selfray.models.encoder import Encoder
 from selfray.models.published import load_encoder
 from selfray.pixel_baselines import Thumbnail, open_pixel_encoder, require_pixel_encoder
 from selfray.progress import progress_bar
@@ -137,16 +137,6 @@ class _Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _Square:
-    """Cuts out what an encoder is given; can be sent to a process."""
-
-    preprocessing: InputPreprocessing
-
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        return self.preprocessing.square(pixels).numpy()
-
-
 class _EncoderSource:
     def __init__(self, encoder: Encoder, patch_tokens: bool, batch_size: int | None) -> None:
         self._encoder, self._patch_tokens, self._batch_size = encoder, patch_tokens, batch_size
@@ -173,7 +163,7 @@ class _EncoderSource:
             batch_size=self._batch_size,
         )
         precision = manifest["precision"]
-        prepare = _Square(self._encoder.preprocessing)
+        prepare = self._encoder.preprocessing.square
         at_least = None if precision == "exact" else self._encoder.preprocessing.shorter_side
         if precision == "exact" and backend != "openvino":
             manifest["backend"] = "torch-float32"  # which is what others are compared with
@@ -279,6 +269,8 @@ def _samples(images: Images, prepare: Prepare, at_least: int | None) -> Samples:
     checked = usable[:: max(1, len(usable) // _CHECKED_IMAGES)][:_CHECKED_IMAGES]
     taken = {row for row, _ in checked}
     others = [square for row, square in usable if row not in taken]
+    if len(others) < _CALIBRATION_IMAGES // 2:  # of few images, all
+        others = [square for _, square in usable]
     exact = checked
     if at_least is not None:
         whole = squares([row for row, _ in checked], None)
@@ -286,7 +278,7 @@ def _samples(images: Images, prepare: Prepare, at_least: int | None) -> Samples:
     return Samples(
         exact=np.stack([square for _, square in exact]),
         prepared=np.stack([square for _, square in checked]),
-        calibration=np.stack(others or [square for _, square in checked]),
+        calibration=np.stack(others),
     )
 
 

@@ -379,7 +379,7 @@ def _converted(encoder: Encoder, patch_tokens: bool) -> Any:
     blank = np.zeros((encoder.image_size,) * 2, np.uint8)
     square = encoder.preprocessing.square(blank)
     # Two images, as a dimension of 1 would be taken for one that is always 1.
-    example = torch.stack([square, square])
+    example = torch.from_numpy(np.stack([square, square]))
     batch = {"squares": {0: torch.export.Dim("batch", min=1)}}
     program = torch.export.export(graph, (example,), dynamic_shapes=batch)
     return openvino_model(program, square.shape, graph.outputs)

@@ -1,17 +1,20 @@
-"""From 8-bit pixels to an encoder's input, as the encoder's publisher does it."""
+"""From 8-bit pixels to an encoder's input, as the encoder's publisher does it.
+
+Torch is imported inside functions, so that processes that only decode and resize start fast.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 from selfray.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Filter = Literal["bicubic", "bilinear", "lanczos", "nearest", "box", "hamming"]
 _PILLOW_FILTERS: dict[str, Image.Resampling] = {
@@ -72,9 +75,11 @@ class Preprocessing:
         Raises:
             InputError: Not 8-bit, or of another shape.
         """
-        return self.normalise(self.square(pixels))
+        import torch
 
-    def square(self, pixels: np.ndarray) -> Tensor:
+        return self.normalise(torch.from_numpy(self.square(pixels)))
+
+    def square(self, pixels: np.ndarray) -> np.ndarray:
         """Resize and crop, which is all that must be done image by image.
 
         Args:
@@ -91,10 +96,12 @@ class Preprocessing:
         if pixels.ndim == 3 and len(self.mean) != 3:
             raise InputError("pixels are colour, allowed: gray. Convert the image first.")
         planes = np.moveaxis(pixels, 2, 0) if pixels.ndim == 3 else pixels[None]
-        return torch.stack([self._square(np.ascontiguousarray(plane)) for plane in planes])
+        return np.stack([self._square(np.ascontiguousarray(plane)) for plane in planes])
 
     def normalise(self, squares: Tensor) -> Tensor:
         """From what `square` gives, [..., 1 or 3, size, size], to float32 [..., C, size, size]."""
+        import torch
+
         mean, std = (
             torch.tensor(values, dtype=torch.float32, device=squares.device)[:, None, None]
             for values in (self.mean, self.std)
@@ -119,19 +126,26 @@ class Preprocessing:
         """What must be equal for inputs to be equal; can be written as JSON."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
-    def _square(self, plane: np.ndarray) -> Tensor:
+    def _square(self, plane: np.ndarray) -> np.ndarray:
         """[H, W] uint8 to [size, size], uint8 or float32 0..1."""
         height, width = self.new_shape(*plane.shape)
         top, left = self._margin(height), self._margin(width)
         window = (slice(top, top + self.size), slice(left, left + self.size))
         if self.resized_as == "float":
-            image = torch.from_numpy(plane.copy()).float()[None, None] / 255
-            image = F.interpolate(image, (height, width), mode=self.filter, antialias=True)
-            return image[0, 0][window]
+            return self._interpolated(plane, height, width)[window]
         image = Image.fromarray(plane)
         if (width, height) != image.size:
             image = image.resize((width, height), _PILLOW_FILTERS[self.filter])
-        return torch.from_numpy(np.asarray(image)[window].copy())
+        return np.asarray(image)[window]
+
+    def _interpolated(self, plane: np.ndarray, height: int, width: int) -> np.ndarray:
+        """[H, W] uint8 to [height, width] float32 0..1."""
+        import torch
+        import torch.nn.functional as F
+
+        image = torch.from_numpy(plane.copy()).float()[None, None] / 255
+        image = F.interpolate(image, (height, width), mode=self.filter, antialias=True)
+        return image[0, 0].numpy()
 
     def _margin(self, side: int) -> int:
         cut = side - self.size

@@ -53,16 +53,16 @@ class TimmPreprocessing:
         Raises:
             InputError: Not an image of 8 bits.
         """
-        return self.normalise(self.square(pixels))
+        return self.normalise(torch.from_numpy(self.square(pixels)))
 
-    def square(self, pixels: np.ndarray) -> Tensor:
+    def square(self, pixels: np.ndarray) -> np.ndarray:
         """Resize and crop by timm's transform: to uint8 [3, S, S].
 
         Raises:
             InputError: Not an image of 8 bits.
         """
         require_eight_bits(pixels)
-        return self._crop(Image.fromarray(pixels).convert("RGB"))
+        return self._crop(Image.fromarray(pixels).convert("RGB")).numpy()
 
     def normalise(self, squares: Tensor) -> Tensor:
         """From what `square` gives, [..., 3, S, S], to float32 of that shape."""

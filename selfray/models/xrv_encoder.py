@@ -66,9 +66,9 @@ class XrvPreprocessing:
         Raises:
             InputError: Not a gray image of 8 bits.
         """
-        return self.normalise(self.square(pixels))
+        return self.normalise(torch.from_numpy(self.square(pixels)))
 
-    def square(self, pixels: np.ndarray) -> Tensor:
+    def square(self, pixels: np.ndarray) -> np.ndarray:
         """All there is to do, since torchxrayvision scales the values before it resizes.
 
         Raises:
@@ -78,7 +78,7 @@ class XrvPreprocessing:
         if pixels.ndim == 3:
             raise InputError("pixels are colour, allowed: gray. Convert the image first.")
         scaled = self._scale(pixels, 255, reshape=True)
-        return torch.from_numpy(self._resize(self._crop(scaled)))
+        return self._resize(self._crop(scaled))
 
     def normalise(self, squares: Tensor) -> Tensor:
         """Nothing: `square` scaled them already."""
