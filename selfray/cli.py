@@ -323,7 +323,6 @@ def _features_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _features(arguments: argparse.Namespace) -> Iterator[str]:
-    from selfray.feature_directory import open_features
     from selfray.features import extract_features
 
     extract_features(
@@ -336,9 +335,6 @@ def _features(arguments: argparse.Namespace) -> Iterator[str]:
         backend=arguments.backend,
     )
     if os.environ.get("RANK", "0") == "0":  # torchrun sets it; one line is enough
-        left_out = open_features(arguments.out).manifest.get("left_out")
-        if left_out:
-            yield f"left out {left_out} images; {arguments.out}/left_out.jsonl says why"
         yield f"wrote {arguments.out}"
 
 

@@ -40,7 +40,14 @@ CALLS: list[tuple[str, str, str, dict[str, Any]]] = [
         "selfray.features",
         "extract_features",
         {"encoder": "random:vit_nano", "data": Path("d"), "out": Path("f"), "batch_size": 4,
-         "patch_tokens": True},
+         "patch_tokens": True, "precision": "exact", "backend": "auto"},
+    ),
+    (
+        "features a --data d --out f --precision int8 --backend openvino",
+        "selfray.features",
+        "extract_features",
+        {"encoder": "a", "data": Path("d"), "out": Path("f"), "batch_size": None,
+         "patch_tokens": False, "precision": "int8", "backend": "openvino"},
     ),
     (
         "export a --to onnx --out o",

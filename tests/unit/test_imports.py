@@ -51,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "summary": METHOD | RUN | {"feature_directory", "evaluate"},
     "export": {"models"},
     "field_options": {"config", "recipes"},
-    "cli": STAGES | {"feature_directory", "field_options", "recipes", "models"},
+    "cli": STAGES | {"field_options", "recipes", "models"},
     "rad_dino": {"models"},
     "sklearn": {"models"},
     "__main__": {"cli"},
