@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import shutil
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, redirect_stdout
@@ -169,7 +169,7 @@ class OpenVinoBackend:
         import openvino  # pyright: ignore[reportMissingImports]
 
         self.name, self.batch_size, self.concurrency = name, batch_size, threads
-        self._outputs, self._local = outputs, threading.local()
+        self._outputs = outputs
         shape = graph.input(0).get_partial_shape()
         shape[0] = batch_size
         graph.reshape(shape)
@@ -177,27 +177,33 @@ class OpenVinoBackend:
             "INFERENCE_PRECISION_HINT": "f32" if name == "openvino-float32" else "bf16",
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": threads,
+            "ENABLE_CPU_PINNING": False,  # decoders need the cores now and then
         }
         if name == "openvino-int8-dynamic":
             # Activations are scaled a token and so many channels at a time.
             options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = (
                 graph.output(0).partial_shape[1].get_length()
             )
-        self._compiled = openvino.Core().compile_model(graph, "CPU", options)
+        compiled = openvino.Core().compile_model(graph, "CPU", options)
+        self._requests = queue.SimpleQueue[Any]()
+        for _ in range(threads):
+            self._requests.put(compiled.create_infer_request())
 
     def __call__(self, squares: np.ndarray) -> dict[str, np.ndarray]:
         """See `Backend`."""
-        if not hasattr(self._local, "request"):
-            self._local.request = self._compiled.create_infer_request()
         filled = squares
         if len(squares) < self.batch_size:
             rest = np.repeat(squares[-1:], self.batch_size - len(squares), axis=0)
             filled = np.concatenate([squares, rest])
-        self._local.request.infer({0: filled}, share_inputs=True)
-        return {
-            name: self._local.request.get_output_tensor(index).data[: len(squares)].copy()
-            for index, name in enumerate(self._outputs)
-        }
+        request = self._requests.get()
+        try:
+            request.infer({0: filled}, share_inputs=True)
+            return {
+                name: request.get_output_tensor(index).data[: len(squares)].copy()
+                for index, name in enumerate(self._outputs)
+            }
+        finally:
+            self._requests.put(request)
 
 
 @dataclass(frozen=True)
