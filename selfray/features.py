@@ -25,6 +25,7 @@ from selfray.feature_directory import FORMAT_NAME, FeatureWriter, read_manifest,
 from selfray.inference import BACKENDS, PRECISIONS, Inference, Samples
 from selfray.models.encoder import Encoder
 from selfray.models.published import load_encoder
+from selfray.models.training_data import mentioned
 from selfray.pixel_baselines import Thumbnail, open_pixel_encoder, require_pixel_encoder
 from selfray.progress import progress_bar
 
@@ -77,6 +78,7 @@ def extract_features(
     images = open_images(data)
     source = _open_source(encoder, images, patch_tokens, batch_size)
     manifest = _manifest(encoder, images, source, precision)
+    _warn_of_training_data(encoder, manifest)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         require_same(out, read_manifest(out, "manifest.json"), manifest)
         return out
@@ -239,6 +241,17 @@ def _manifest(encoder: str, images: Images, source: _Source, precision: str) -> 
         "arrays": arrays,
         "dataset": images.description,
     }
+
+
+def _warn_of_training_data(encoder: str, manifest: dict[str, Any]) -> None:
+    dataset = manifest["dataset"]
+    seen = mentioned(manifest.get("training_data", ()), dataset["name"], dataset["origin"])
+    if seen:
+        print(
+            f"features: {encoder} was trained on {', '.join(seen)}, which the data's name or "
+            "origin mentions: what is measured on images that it saw is too good",
+            file=sys.stderr,
+        )
 
 
 def _begin(

@@ -76,3 +76,10 @@ def die_or_shout(word: str) -> str:
     if word == "KILL":
         os.kill(os.getpid(), signal.SIGKILL)
     return word.upper()
+
+
+def die_of_dark(pixels: np.ndarray) -> np.ndarray:
+    """The brightest value; but a dark image ends the process as a crash of native code would."""
+    if pixels.max() < 60:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pixels.max(keepdims=True)

@@ -140,9 +140,6 @@ def _gray_jpeg(path: Path, at_least: int | None) -> np.ndarray | None:
     from PIL import Image, ImageOps
 
     try:
-        with path.open("rb") as file:
-            if not file.read(3).startswith(b"\xff\xd8\xff"):
-                return None
         with Image.open(path, formats=["JPEG"]) as image:
             if image.mode != "L":
                 return None
@@ -150,9 +147,12 @@ def _gray_jpeg(path: Path, at_least: int | None) -> np.ndarray | None:
             if at_least is not None:
                 share = at_least / min(image.size)
                 image.draft("L", (math.ceil(image.width * share), math.ceil(image.height * share)))
-            pixels = np.asarray(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError):
-        return None  # read_radiograph says what it is
+            ImageOps.exif_transpose(image, in_place=True)
+            pixels = np.asarray(image)
+    except BadImage:
+        raise
+    except Exception:  # Pillow refuses in many ways; read_radiograph names each
+        return None
     _require_radiograph(pixels)
     return pixels
 

@@ -210,9 +210,16 @@ def load_encoder(name: str) -> Encoder:
         return getattr(import_module(module), function)(name)
     directory = find_directory(name)
     encoder = _read_directory(name, directory)
-    if name in PUBLISHED:
-        encoder.training_data = PUBLISHED[name].training_data
+    if not encoder.training_data:
+        encoder.training_data = _training_data(name)
     return encoder
+
+
+def _training_data(name: str) -> tuple[str, ...]:
+    """Of a published name, or of a folder that is named as one."""
+    last = Path(name).resolve().name if Path(name).exists() else ""
+    rows = [row for row in PUBLISHED.values() if row.name == name or Path(row.name).name == last]
+    return rows[0].training_data if rows else ()
 
 
 def _read_directory(name: str, directory: Path) -> Encoder:

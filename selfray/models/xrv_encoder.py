@@ -22,7 +22,7 @@ from selfray.models.weights_file import load_exactly, read_tensors, sha256_of
 
 # By the names of the weights in its models.py, and the common names of the datasets in them.
 _NIH, _PADCHEST, _CHEXPERT = "NIH ChestX-ray14", "PadChest", "CheXpert"
-_MIMIC, _OPEN_I, _RSNA = "MIMIC-CXR", "Open-i", "RSNA"
+_MIMIC, _OPEN_I, _RSNA = "MIMIC-CXR", "OpenI", "RSNA"
 TRAINING_DATA = {
     "densenet121-res224-all": (_NIH, _PADCHEST, _CHEXPERT, _MIMIC, _OPEN_I, _RSNA),
     "densenet121-res224-chex": (_CHEXPERT,),

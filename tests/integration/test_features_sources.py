@@ -15,7 +15,7 @@ import pytest
 import torch
 from datasets import Dataset, load_dataset
 from PIL import Image
-from radiograph_files import soft_image, write_dicom
+from radiograph_files import die_of_dark, soft_image, write_dicom
 
 import selfray.inference
 from selfray.cli import main
@@ -260,6 +260,15 @@ def test_images_of_8_bits_are_left_as_they_are_and_deeper_ones_stretched(tmp_pat
     assert stretched.min() == 0 and stretched.max() == 255
     write_dicom(tmp_path / "c.dcm", low.astype(np.uint16))
     np.testing.assert_array_equal(read_eight_bits(tmp_path / "c.dcm"), stretched)
+
+
+def test_a_decoder_that_crashes_costs_its_own_file_alone(tmp_path):
+    for number in range(18):
+        pixels = eight_bits(number) // (5 if number == 7 else 1)
+        Image.fromarray(pixels).save(tmp_path / f"{number:02d}.png")
+    found = list(FolderImages(tmp_path).prepared(range(18), die_of_dark, workers=1))
+    assert [n for n, outcome in enumerate(found) if isinstance(outcome, str)] == [7]
+    assert "crashed" in found[7]
 
 
 def test_a_dataset_and_its_folder_are_told_apart(micro_data, folder):
