@@ -371,9 +371,9 @@ def draw(parts: dict[str, dict[str, list[float]]], file: Path) -> None:
             middle = statistics.median(values)
             error = [[middle - min(values)], [max(values) - middle]]
             axis.bar(place, middle, color=colours[place], yerr=error, capsize=3)
-            axis.annotate(f"{middle:.2f}×", (place, middle), (0, 6), textcoords="offset points",
-                          ha="center")  # fmt: skip
-        names = [n.replace("selfray ", "selfray\n").replace(", as", ",\nas") for n in ratios]
+            axis.annotate(f"{middle:.2f}×", (place, max(values)), (0, 4),
+                          textcoords="offset points", ha="center")  # fmt: skip
+        names = [name.replace(" ", "\n", 1) for name in ratios]
         axis.set_xticks(range(len(names)), names, fontsize=7)
         axis.set_title(title, fontsize=9)
         axis.margins(y=0.15)

@@ -364,12 +364,27 @@ def _cls_of(backend: Backend, squares: np.ndarray) -> np.ndarray:
 
 
 def _fidelity(found: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """How near features are to the reference; values that are not finite give NaN.
+
+    The least cosine; the same after the images' mean was taken off, which tells how well images
+    are told apart where all of them are alike; the largest difference.
+    """
     a, b = found.astype(np.float64), reference.astype(np.float64)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosine = np.divide((a * b).sum(axis=1), norms, where=norms > 0, out=np.zeros(len(a)))
     difference = np.abs(a - b).max() / max(1.0, np.abs(b).max())
-    # What is not finite keeps no promise; NaN compares false.
-    return {"cosine": float(cosine.min()), "difference": float(difference)}
+    mean = b.mean(axis=0) if len(b) > 1 else 0.0
+    return {
+        "cosine": _least_cosine(a, b),
+        "centred_cosine": _least_cosine(a - mean, b - mean),
+        "difference": float(difference),
+    }
+
+
+def _least_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    # A vector of nothing but zeros has no direction: right if it should be one.
+    of_zeros = (a == b).all(axis=1).astype(np.float64)
+    cosine = np.where(norms == 0, of_zeros, (a * b).sum(axis=1) / np.where(norms == 0, 1, norms))
+    return float(cosine.min())
 
 
 def _kept(precision: str, measured: dict[str, float]) -> bool:
