@@ -8,6 +8,7 @@ not be used, which have no row.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -30,8 +31,10 @@ CHUNK_ROWS = 64
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _COPY_ROWS = 1024
+# What a manifest is known by.
+_FIELDS = {"encoder", "weights_sha256", "preprocessing", "precision", "arrays", "dataset"}
 # Of what an unfinished directory holds; the finished one has none of it.
-_PLAN, _DONE = "plan.json", "done.{rank}.jsonl"
+_PLAN, _DONE, _LOCK = "plan.json", "done.{rank}.jsonl", "lock"
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ def open_features(directory: Path) -> Features:
             if name in manifest["arrays"]
         }
         rows = pq.read_table(directory / "rows.parquet")
+        if any(len(array) != len(rows) for array in arrays.values()):
+            raise ValueError("arrays and rows differ in length")
     except (OSError, ValueError, pa.ArrowInvalid) as cause:
         raise InputError(
             f"{directory}: a file of the features is missing or damaged. Remove the directory and "
@@ -108,11 +113,11 @@ def require_same(directory: Path, found: dict[str, Any], wanted: dict[str, Any])
         InputError: Names the first thing that differs.
     """
     named = {
-        "encoder weights": lambda m: m["weights_sha256"],
+        "encoder (SHA-256 of its weights)": lambda m: m["weights_sha256"] or m["encoder"],
         "dataset": lambda m: m["dataset"]["fingerprint"],
         "preprocessing": lambda m: m["preprocessing"],
         "precision": lambda m: m["precision"],
-        "arrays": lambda m: {name: a["shape"][1:] for name, a in m["arrays"].items()},
+        "kind (arrays)": lambda m: {name: a["shape"][1:] for name, a in m["arrays"].items()},
     }
     for what, value in named.items():
         if value(found) != value(wanted):
@@ -130,7 +135,7 @@ def read_manifest(directory: Path, file: str) -> dict[str, Any]:
     """
     try:
         found = json.loads((directory / file).read_text())
-        if found["format"] != FORMAT_NAME:
+        if found["format"] != FORMAT_NAME or not found.keys() >= _FIELDS:
             raise KeyError("format")
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise InputError(
@@ -152,6 +157,30 @@ class FeatureWriter:
         self.partial = out.with_name(out.name + ".partial")
         self._arrays: dict[str, np.memmap] = {}
         self.manifest: dict[str, Any] = {}
+        self._lock: TextIO | None = None
+
+    def __enter__(self) -> FeatureWriter:
+        """Keep other commands away from what is under way.
+
+        Raises:
+            InputError: Another command is at it.
+        """
+        if self._rank == 0:
+            self.partial.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.partial / _LOCK).open("a")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._lock.close()
+                raise InputError(
+                    f"{self.partial} is being written by another command. Wait for it, or give "
+                    "another --out."
+                ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     def begun(self, wanted: dict[str, Any]) -> dict[str, Any] | None:
         """The manifest of an interrupted extraction that can go on, or None.
@@ -159,7 +188,7 @@ class FeatureWriter:
         Raises:
             InputError: What lies there is of something else.
         """
-        if not self.partial.exists() or not any(self.partial.iterdir()):
+        if not self.partial.exists() or {f.name for f in self.partial.iterdir()} <= {_LOCK}:
             return None
         found = read_manifest(self.partial, _PLAN)
         require_same(self.partial, found, wanted)
@@ -244,8 +273,8 @@ class FeatureWriter:
             self.out.rmdir()
         self.partial.rename(self.out)
         # Only now: without its plan, a partial directory could not be taken up again.
-        for file in (self.out / _PLAN, *self.out.glob(_DONE.format(rank="*"))):
-            file.unlink()
+        for file in (self.out / _PLAN, self.out / _LOCK, *self.out.glob(_DONE.format(rank="*"))):
+            file.unlink(missing_ok=True)
 
     def _drop_rows(self, kept: np.ndarray) -> None:
         """Write the arrays anew without the rows that were left out."""

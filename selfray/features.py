@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,9 +23,15 @@ from tqdm import tqdm
 from selfray import distributed, feature_directory
 from selfray.data.dataset import RadiographDataset
 from selfray.data.image_source import DatasetImages, FolderImages, Prepare, open_images
-from selfray.errors import InputError, nearest
-from selfray.feature_directory import FORMAT_NAME, FeatureWriter, read_manifest, require_same
-from selfray.inference import BACKENDS, PRECISIONS, Inference, Samples
+from selfray.errors import InputError, Interrupted, RunStopped, nearest
+from selfray.feature_directory import (
+    FORMAT_NAME,
+    FeatureWriter,
+    open_features,
+    read_manifest,
+    require_same,
+)
+from selfray.inference import BACKENDS, PRECISIONS, Inference, Samples, require_backend
 from selfray.models.encoder import Encoder
 from selfray.models.published import load_encoder
 from selfray.models.training_data import mentioned
@@ -75,25 +84,29 @@ def extract_features(
             precision or dataset; a feature is not finite; no image can be used.
     """
     _require_options(batch_size, precision, backend)
+    out = out.resolve()
+    if os.path.ismount(out):
+        raise InputError(f"{out} is a mount point. Give a folder in it, to be made.")
     images = open_images(data)
     source = _open_source(encoder, images, patch_tokens, batch_size)
     manifest = _manifest(encoder, images, source, precision)
-    _warn_of_training_data(encoder, manifest)
+    _warn_of_training_data(encoder, images, source)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        require_same(out, read_manifest(out, "manifest.json"), manifest)
+        found = read_manifest(out, "manifest.json")
+        require_same(out, found, manifest)
+        _require_backend(out, found, backend)
+        open_features(out)
+        print(f"features: {out} is finished, nothing to do", file=sys.stderr)
         return out
     distributed.start()
-    writer = FeatureWriter(out, distributed.rank())
-    former_threads = torch.get_num_threads()
-    try:
-        work = _begin(source, images, writer, manifest, backend)
-        _extract_missing(work, images, writer, f"features {encoder}")
-    finally:
-        torch.set_num_threads(former_threads)
-    distributed.barrier()
-    if distributed.rank() == 0:
-        _finish(source, images, writer, data)
-    distributed.barrier()
+    with FeatureWriter(out, distributed.rank()) as writer:
+        with _interruptible(writer), _threads_as_they_were():
+            work = _begin(source, images, writer, manifest, backend)
+            _extract_missing(work, images, writer, f"features {encoder}")
+        _wait_for_others()
+        if distributed.rank() == 0:
+            _finish(source, images, writer, data)
+        _wait_for_others()
     return out
 
 
@@ -222,6 +235,7 @@ def _require_options(batch_size: int | None, precision: str, backend: str) -> No
         raise InputError(f"precision {precision!r} is unknown. {nearest(precision, PRECISIONS)}")
     if backend not in BACKENDS:
         raise InputError(f"backend {backend!r} is unknown. {nearest(backend, BACKENDS)}")
+    require_backend(precision, backend)
 
 
 def _manifest(encoder: str, images: Images, source: _Source, precision: str) -> dict[str, Any]:
@@ -243,14 +257,54 @@ def _manifest(encoder: str, images: Images, source: _Source, precision: str) -> 
     }
 
 
-def _warn_of_training_data(encoder: str, manifest: dict[str, Any]) -> None:
-    dataset = manifest["dataset"]
-    seen = mentioned(manifest.get("training_data", ()), dataset["name"], dataset["origin"])
+def _warn_of_training_data(encoder: str, images: Images, source: _Source) -> None:
+    seen = mentioned(source.identity.get("training_data", ()), *images.said_of_itself)
     if seen:
         print(
             f"features: {encoder} was trained on {', '.join(seen)}, which the data's name or "
             "origin mentions: what is measured on images that it saw is too good",
             file=sys.stderr,
+        )
+
+
+@contextmanager
+def _interruptible(writer: FeatureWriter) -> Iterator[None]:
+    """Ctrl-C and SIGTERM say that the same command goes on."""
+    in_main = threading.current_thread() is threading.main_thread()
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; the same command goes on from {writer.partial.name}"
+        ) from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, former)
+
+
+@contextmanager
+def _threads_as_they_were() -> Iterator[None]:
+    former = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)
+
+
+def _wait_for_others() -> None:
+    try:
+        distributed.barrier()
+    except RuntimeError as cause:  # of the process group
+        raise RunStopped("another process stopped, which says why; repeat the command") from cause
+
+
+def _require_backend(out: Path, found: dict[str, Any], backend: str) -> None:
+    made = str(found.get("backend", backend))
+    if backend != "auto" and made != "pixels" and made.partition("-")[0] != backend:
+        raise InputError(
+            f"{out} holds features by {made}, asked for {backend}. Give another --out, remove the "
+            "directory, or leave --backend out."
         )
 
 
@@ -261,11 +315,16 @@ def _begin(
     work = None
     if distributed.rank() == 0:
         plan = writer.begun(manifest) or manifest
+        _require_backend(writer.partial, plan, backend)
         writer.begin(plan)
         if "backend" not in plan:
-            work = source.begin(images, writer, plan, backend)
+            try:
+                work = source.begin(images, writer, plan, backend)
+            except InputError:  # nothing is lost, and the command is to be changed
+                shutil.rmtree(writer.partial)
+                raise
             writer.note(plan)
-    distributed.barrier()
+    _wait_for_others()
     plan = writer.begun(manifest)
     assert plan is not None
     writer.open(plan)
@@ -275,16 +334,26 @@ def _begin(
 def _samples(images: Images, prepare: Prepare, at_least: int | None) -> Samples:
     """Images for the check and the calibration, spread over the data."""
     count = min(len(images), _CHECKED_IMAGES + _CALIBRATION_IMAGES)
-    rows = np.linspace(0, len(images) - 1, count).astype(int).tolist()
+    spread = np.linspace(0, len(images) - 1, count).astype(int)
+    # Where too many of these cannot be used, others are tried in their order.
+    order = [*spread.tolist(), *np.setdiff1d(np.arange(len(images)), spread).tolist()]
 
     def squares(rows: Sequence[int], at_least: int | None) -> list[np.ndarray | str]:
         return list(images.prepared(rows, prepare, workers=_decoders(), at_least=at_least))
 
-    prepared = squares(rows, at_least)
-    usable = [(r, square) for r, square in zip(rows, prepared, strict=True)
-              if not isinstance(square, str)]  # fmt: skip
+    usable: list[tuple[int, np.ndarray]] = []
+    refused: list[str] = []
+    for start in range(0, len(order), count):
+        rows = order[start : start + count]
+        for row, square in zip(rows, squares(rows, at_least), strict=True):
+            if isinstance(square, str):
+                refused.append(square)
+            else:
+                usable.append((row, square))
+        if len(usable) >= min(count, _CHECKED_IMAGES):
+            break
     if not usable:
-        raise InputError(f"none of {count} images can be used: {_reasons(prepared)}.")
+        raise InputError(f"none of {len(images)} images can be used: {_reasons(refused)}.")
     # Every third, so that both kinds are of all parts of the data.
     checked = usable[:: max(1, len(usable) // _CHECKED_IMAGES)][:_CHECKED_IMAGES]
     taken = {row for row, _ in checked}

@@ -302,10 +302,6 @@ class Inference:
 
     def _candidates(self, precision: str, backend: str) -> Iterator[str]:
         """Names to try, the fastest first."""
-        if precision == "int8" and backend == "torch":
-            raise InputError("PyTorch has no int8 here. Use --backend auto, or --precision bf16.")
-        if backend == "openvino" or (precision == "int8" and self._device.type == "cpu"):
-            require_openvino(int8=precision == "int8")
         if precision == "exact" and backend == "openvino":
             yield "openvino-float32"
             return
@@ -333,7 +329,13 @@ class Inference:
         graph = _quantised(graph, name, samples.calibration)
         new = self._directory / f"{_QUANTISED}.partial"
         shutil.rmtree(new, ignore_errors=True)
-        openvino.save_model(graph, new / kept.name, compress_to_fp16=False)
+        try:
+            openvino.save_model(graph, new / kept.name, compress_to_fp16=False)
+        except RuntimeError as cause:  # of a stream; it does not say why
+            raise InputError(
+                f"{new}: the int8 graph cannot be written. Make room there, then repeat the "
+                "command, or use --precision bf16."
+            ) from cause
         shutil.rmtree(kept.parent, ignore_errors=True)
         new.rename(kept.parent)
         return openvino.Core().read_model(kept)
@@ -341,6 +343,22 @@ class Inference:
     def forget_graph(self) -> None:
         """Remove the int8 graph, when the run is done."""
         shutil.rmtree(self._directory / _QUANTISED, ignore_errors=True)
+
+
+def require_backend(precision: str, backend: str) -> None:
+    """Refuse what can never work, before anything is written.
+
+    Args:
+        precision: One of `PRECISIONS`.
+        backend: One of `BACKENDS`.
+
+    Raises:
+        InputError: PyTorch has no int8, or OpenVINO is needed and not installed.
+    """
+    if precision == "int8" and backend == "torch":
+        raise InputError("PyTorch has no int8 here. Use --backend auto, or --precision bf16.")
+    if backend == "openvino" or (precision == "int8" and not torch.cuda.is_available()):
+        require_openvino(int8=precision == "int8")
 
 
 def cpu_batch_size(encoder: Encoder, streams: int) -> int:
@@ -409,6 +427,8 @@ def _converted(encoder: Encoder, patch_tokens: bool) -> Any:
 def _quantised(graph: Any, name: str, calibration: np.ndarray) -> Any:
     import logging
 
+    # Imported by nncf, it tells that there is no compiler of CUDA, which nobody needs.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import nncf  # pyright: ignore[reportMissingImports]
 
     nncf.set_log_level(logging.ERROR)

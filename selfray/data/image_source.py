@@ -35,11 +35,13 @@ class ImageSource(Protocol):
     Attributes:
         fingerprint: Changes when the images do.
         synthetic: Whether they are phantoms.
+        said_of_itself: Name and origin, by which known datasets are recognised.
         description: For a manifest.
     """
 
     fingerprint: str
     synthetic: bool
+    said_of_itself: tuple[str, ...]
     description: dict[str, Any]
 
     def __len__(self) -> int: ...
@@ -77,6 +79,7 @@ class DatasetImages:
         self._dataset = dataset
         self.rows = dataset.rows
         self.fingerprint, self.synthetic = dataset.fingerprint, dataset.synthetic
+        self.said_of_itself = (dataset.info["name"], dataset.info["origin"])
         self.description = {
             "name": dataset.info["name"],
             "origin": dataset.info["origin"],
@@ -150,8 +153,9 @@ class FolderImages:
                 stamp = "cannot be read"
             digest.update(f"{file}\0{stamp}\n".encode(errors="surrogateescape"))
         self.fingerprint = digest.hexdigest()
+        self.said_of_itself = (folder.resolve().name,)
         self.description = {
-            "name": folder.resolve().name,
+            "name": "folder",  # its own name may be a patient's
             "origin": "a folder of files",
             "fingerprint": self.fingerprint,
             "synthetic": False,

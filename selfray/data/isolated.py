@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -88,7 +90,9 @@ class _Pool(ProcessPoolExecutor):
     def __init__(self, workers: int) -> None:
         # Spawned: a fork would copy this process's threads' locks (OpenCV, Arrow) as they stand.
         context = multiprocessing.get_context("spawn")
-        super().__init__(workers, mp_context=context, initializer=_prepare_worker)
+        super().__init__(
+            workers, mp_context=context, initializer=_prepare_worker, initargs=(os.getpid(),)
+        )
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         # Here processes start. Ctrl-C goes to the whole group and must not reach them before
@@ -104,11 +108,19 @@ class _Pool(ProcessPoolExecutor):
         self.shutdown(wait=True, cancel_futures=True)
 
 
-def _prepare_worker() -> None:
+def _leave_with_parent(parent: int) -> None:
+    """End this process when its parent was killed, even while it waits to hand something over."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _prepare_worker(parent: int) -> None:
     import resource
 
     import cv2
 
+    threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent acts
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)

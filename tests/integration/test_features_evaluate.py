@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from selfray.data.dataset import DatasetInfo, DatasetWriter, RadiographDataset, encode_png
-from selfray.errors import InputError
+from selfray.errors import InputError, Interrupted
 from selfray.evals.statistics import PatientResamples
 from selfray.evaluate import evaluate, results_table
 from selfray.feature_directory import open_features
@@ -157,7 +157,7 @@ def test_an_interrupted_extraction_continues_after_the_last_flushed_rows(
     monkeypatch.setattr("selfray.feature_directory.CHUNK_ROWS", 40)
     whole = open_features(extract_features("a", data, tmp_path / "whole", batch_size=10))
     encoders["a"].model.fail_after = encoders["a"].model.seen + 90
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         extract_features("a", data, tmp_path / "f", batch_size=10)
     assert not (tmp_path / "f").exists()
     encoders["a"].model.fail_after, encoders["a"].model.seen = None, 0
@@ -198,7 +198,7 @@ def test_a_second_extraction_does_nothing(tmp_path, data, encoders):
 @pytest.mark.parametrize(
     ("what", "change"),
     [
-        ("encoder weights", lambda e: setattr(e, "weights_sha256", "f" * 64)),
+        ("encoder", lambda e: setattr(e, "weights_sha256", "f" * 64)),
         (
             "preprocessing",
             lambda e: setattr(e, "preprocessing", Preprocessing(32, (0.4,) * 3, (0.25,) * 3)),
@@ -215,7 +215,7 @@ def test_features_of_another_encoder_are_refused_by_name(
     if finished:
         extract_features("a", data, tmp_path / "f")
     else:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             extract_features("a", data, tmp_path / "f")
     change(encoders["a"])
     with pytest.raises(InputError, match=f"features of another {what}"):
@@ -391,7 +391,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_encoder_that_it_was_at(
     whole = evaluate(["a", "b"], data, tmp_path / "whole")
     once = encoders["a"].model.seen
     encoders["b"].model.fail_after = encoders["b"].model.seen + 32
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         evaluate(["a", "b"], data, tmp_path / "e")
     assert not (tmp_path / "e" / "results.jsonl").exists()
     encoders["b"].model.fail_after = None
@@ -566,7 +566,7 @@ def test_an_arrays_room_is_taken_before_any_features_are_written(tmp_path, data,
         raise KeyboardInterrupt
 
     monkeypatch.setattr("selfray.pixel_baselines.Thumbnail.__call__", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         extract_features("pixels:16x16", data, tmp_path / "f")
     found = (tmp_path / "f.partial" / "cls.npy").stat()
     assert found.st_blocks * 512 >= found.st_size > 180_000  # no holes

@@ -21,8 +21,8 @@ import selfray.inference
 from selfray.cli import main
 from selfray.data.image_source import FolderImages, open_images
 from selfray.data.radiograph import read_eight_bits
-from selfray.errors import InputError
-from selfray.feature_directory import open_features
+from selfray.errors import InputError, Interrupted
+from selfray.feature_directory import FeatureWriter, open_features
 from selfray.features import extract_features
 from selfray.models.preprocessing import Preprocessing
 from selfray.models.published import load_encoder
@@ -86,7 +86,7 @@ def test_a_folders_features_are_the_encoders_own_and_rows_do_not_shift(folder, t
 def test_no_file_name_is_in_the_output_and_the_list_is_for_the_owner_alone(folder, tmp_path):
     out = features_of(folder, tmp_path / "f")
     text = b"".join(file.read_bytes() for file in out.iterdir())
-    assert b"MUELLER" not in text and b"damaged.dcm" not in text
+    assert not any(name in text for name in (b"MUELLER", b"damaged.dcm", folder.name.encode()))
     assert stat.S_IMODE((tmp_path / "f.files.csv").stat().st_mode) == 0o600
 
 
@@ -136,6 +136,86 @@ if __name__ == "__main__":
     selfray.feature_directory.CHUNK_ROWS = 2
     sys.exit(main(sys.argv[1:]))
 """
+
+
+def test_bad_images_at_the_places_that_are_looked_at_first_do_not_matter(tmp_path):
+    (tmp_path / "few good").mkdir()
+    for number in range(60):
+        pixels = eight_bits(number) if number in (7, 41) else np.full((99, 99), 7, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "few good" / f"{number:02d}.png")
+    features = open_features(features_of(tmp_path / "few good", tmp_path / "f", precision="bf16"))
+    assert features.rows["image_id"].to_pylist() == ["00000007", "00000041"]
+    assert features.manifest["left_out"] == 58 and features.manifest["fidelity"]["images"] == 2
+
+
+def test_a_finished_directory_is_looked_at_before_it_is_believed(folder, tmp_path, capsys):
+    out = features_of(folder, tmp_path / "f", precision="bf16")
+    features_of(folder, out, precision="bf16")
+    assert "is finished, nothing to do" in capsys.readouterr().err
+    with pytest.raises(InputError, match="features by openvino-bf16, asked for torch"):
+        features_of(folder, out, precision="bf16", backend="torch")
+    os.truncate(out / "cls.npy", 200)
+    with pytest.raises(InputError, match="missing or damaged"):
+        features_of(folder, out, precision="bf16")
+    (out / "manifest.json").write_text('{"format": "selfray-features"}')
+    with pytest.raises(InputError, match="holds no features"):
+        features_of(folder, out, precision="bf16")
+
+
+def test_a_link_as_output_stands_for_its_target_and_a_mount_point_is_refused(
+    folder, tmp_path, monkeypatch
+):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    features_of(folder, tmp_path / "link")
+    assert len(open_features(tmp_path / "target").cls) == 9
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "mount")
+    (tmp_path / "mount").mkdir()
+    with pytest.raises(InputError, match="is a mount point"):
+        features_of(folder, tmp_path / "mount")
+    assert not (tmp_path / "mount.partial").exists()
+
+
+def test_two_commands_do_not_write_the_same_directory(folder, tmp_path):
+    with (
+        FeatureWriter(tmp_path / "f"),
+        pytest.raises(InputError, match="is being written by another command"),
+    ):
+        features_of(folder, tmp_path / "f")
+    assert len(open_features(features_of(folder, tmp_path / "f")).cls) == 9
+
+
+def test_what_can_never_work_is_refused_before_anything_is_written(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("selfray.models.openvino_graph.has_openvino", lambda **_: False)
+    for words in ({"precision": "int8"}, {"backend": "openvino"}):
+        with pytest.raises(InputError, match=r"pip install 'selfray\[openvino\]'"):
+            features_of(folder, tmp_path / "f", **words)
+    assert not list(tmp_path.iterdir())
+
+
+ORPHANS = """
+import sys
+from pathlib import Path
+from selfray.data.isolated import each_in_processes
+
+if __name__ == "__main__":
+    for _ in each_in_processes(bytes, [3_000_000] * 999, 1):
+        print("begun", flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_decoding_processes_end_when_their_parent_is_killed(tmp_path):
+    (tmp_path / "script.py").write_text(ORPHANS)
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"begun\n"
+    parent.kill()
+    # The pipe ends when the last process that has it is gone; the others look once a second.
+    assert parent.communicate(timeout=30)[0] == b""
 
 
 def test_two_processes_write_what_one_does(folder, tmp_path):
@@ -193,8 +273,6 @@ def test_a_promise_that_is_not_kept_leads_to_the_next_backend_with_a_warning(
 def test_an_interrupted_int8_extraction_goes_on_with_the_same_graph(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("selfray.feature_directory.CHUNK_ROWS", 2)
     whole = open_features(features_of(folder, tmp_path / "whole", precision="int8"))
-    from selfray.feature_directory import FeatureWriter
-
     finish = FeatureWriter.finish_chunk
     count = 0
 
@@ -206,7 +284,7 @@ def test_an_interrupted_int8_extraction_goes_on_with_the_same_graph(folder, tmp_
         finish(self, chunk, left_out)
 
     monkeypatch.setattr(FeatureWriter, "finish_chunk", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         features_of(folder, tmp_path / "f", precision="int8")
     monkeypatch.setattr(FeatureWriter, "finish_chunk", finish)
     graph = tmp_path / "f.partial" / "quantised" / "openvino-int8-static.bin"
