@@ -90,7 +90,8 @@ def _check_inputs(encoder: Encoder, inputs: Tensor) -> str:
         low, high = -mean / std, (1 - mean) / std
         least, most = float(inputs[:, channel].min()), float(inputs[:, channel].max())
         slack = _OVERSHOOT * (high - low)
-        if least < low - slack or most > high + slack or most - least < _REACHED * (high - low):
+        within = least >= low - slack and most <= high + slack  # false where it is not a number
+        if not (within and most - least >= _REACHED * (high - low)):
             raise InputError(
                 f"{encoder.name}: preprocessed pixels are {least:.2f} to {most:.2f}, expected "
                 f"nearly {low:.2f} to {high:.2f}: the preprocessing is of another range of values. "
@@ -111,16 +112,22 @@ def _check_features(
             f"{encoder.name}: features are not finite: a diverged training or a damaged copy. "
             "Copy the files anew, or take an earlier checkpoint."
         )
-    cosine = float(torch.cosine_similarity(cls[0], cls[1], dim=0))
-    if cosine > _LARGEST_COSINE:
+    first, second = cls.double()
+    cosine = float(first @ second / (first.norm() * second.norm()))  # not a number for zeros
+    if not cosine <= _LARGEST_COSINE:
         raise InputError(
             f"{encoder.name}: two different images have nearly the same features (cosine "
             f"{cosine:.5f}, allowed: {_LARGEST_COSINE} at most): weights that collapsed or were "
             "hardly trained, or a wrong range of values. Take other weights."
         )
+    if torch.equal(patches[0], patches[1]):
+        raise InputError(
+            f"{encoder.name}: two different images have the same features of patches: weights "
+            "that collapsed. Take other weights."
+        )
     alone = torch.cat([encoder(image)[0] for image in images])
     apart = float((alone - cls).abs().max() / cls.abs().max())
-    if apart > TOLERANCE:
+    if not apart <= TOLERANCE:
         raise InputError(
             f"{encoder.name}: an image has other features alone than in a batch, or other ones "
             f"each time ({apart:.1e} of the largest value, allowed: {TOLERANCE:.0e}). The "
@@ -183,7 +190,7 @@ def _check_publisher(
     registers = tokens.shape[1] - found.shape[1]
     expected = torch.cat([tokens[:, :1], tokens[:, 1 + registers :]], dim=1)
     off = float((found - expected).abs().max() / expected.abs().max())
-    if off > TOLERANCE:
+    if not off <= TOLERANCE:
         raise InputError(
             f"{name}: features differ from those of transformers' {type(theirs).__name__} by "
             f"{off:.1e} of the largest value, allowed: {TOLERANCE:.0e}. Report it, with the "

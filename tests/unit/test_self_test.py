@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -96,6 +97,25 @@ def test_weights_that_do_not_look_at_the_image_are_refused(directory):
     assert "two different images have nearly the same features (cosine 1.0" in refusal(directory)
 
 
+@pytest.mark.parametrize("golden", [True, False])
+def test_weights_of_nothing_but_zeros_are_refused(golden, directory, capsys):
+    change(directory, "", 0.0)
+    if not golden:
+        forget_golden_values(directory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "have nearly the same features (cosine nan" in refusal(directory)
+    assert main(["encoders", str(directory), "--check"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_is_not_a_number_in_transformers_is_no_agreement(directory, monkeypatch):
+    model = AutoModel.from_pretrained(directory)
+    torch.nn.init.constant_(model.layernorm.bias, torch.nan)
+    monkeypatch.setattr(AutoModel, "from_pretrained", lambda *_, **__: model)
+    assert "differ from those of transformers' Dinov2Model by nan" in refusal(directory)
+
+
 def test_features_that_overflow_are_refused(directory):
     change(directory, "layernorm.weight", 3e38)
     assert "features are not finite" in refusal(directory)
@@ -128,6 +148,31 @@ class _Network(torch.nn.Module):
         return Tokens(cls, patches)
 
 
+class _BlindPatches(_Network):
+    """Patches of which none knows the image."""
+
+    def forward(self, images: torch.Tensor) -> Tokens:
+        cls, patches = super().forward(images)
+        return Tokens(cls, torch.ones_like(patches))
+
+
+class _OnlyBatches(_Network):
+    """What one image alone gives is not a number."""
+
+    def forward(self, images: torch.Tensor) -> Tokens:
+        cls, patches = super().forward(images)
+        return Tokens(cls / (len(images) > 1), patches)
+
+
+class _NoNumbers(Preprocessing):
+    """A pixel is lost on the way."""
+
+    def __call__(self, pixels: np.ndarray) -> torch.Tensor:
+        prepared = super().__call__(pixels)
+        prepared[0, 0, 0] = torch.nan
+        return prepared
+
+
 class _WrongRange(Preprocessing):
     """Says one mean and standard deviation, and forgets to divide by 255."""
 
@@ -145,6 +190,9 @@ def encoder_of(network: _Network, preprocessing: type = Preprocessing, **more) -
     [
         (encoder_of(_Network()), None),
         (encoder_of(_Network(of_batch=1.0)), "other features alone than in a batch"),
+        (encoder_of(_BlindPatches()), "two different images have the same features of patches"),
+        (encoder_of(_OnlyBatches()), "other features alone than in a batch"),
+        (encoder_of(_Network(), _NoNumbers), "the preprocessing is of another range of values"),
         (encoder_of(_Network(), _WrongRange), "the preprocessing is of another range of values"),
         (encoder_of(_Network(), mean=(128.0,) * 3), "mean 128 and standard deviation 0.25"),
         (encoder_of(_Network(), std=(64.0,) * 3), "mean 0.5 and standard deviation 64"),
