@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,10 +63,9 @@ def refusal(name: str | Path) -> str:
     return str(error.value)
 
 
-def convert(said: str, directory: Path) -> None:
-    """Run the command that a refusal names, as a user would, in the file's directory."""
-    code = said.split('python -c "')[1].rsplit('"', 1)[0]
-    subprocess.run([sys.executable, "-c", code], cwd=directory, check=True)
+def convert(said: str) -> None:
+    """Run the command that a refusal ends with in a shell, as it is printed, from elsewhere."""
+    subprocess.run(said.strip().split("the file itself: ")[1], shell=True, cwd="/", check=True)
 
 
 def in_order(patches: Tensor) -> Tensor:

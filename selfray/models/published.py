@@ -25,7 +25,7 @@ from selfray.models.huggingface import (
 )
 from selfray.models.preprocessing import Preprocessing
 from selfray.models.vit import PositionInterpolation, build_vit
-from selfray.models.weights_file import sha256_of
+from selfray.models.weights_file import name_of_tensors, sha256_of
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 """Encoders within the package: selfray/NAME is the directory NAME here."""
@@ -173,20 +173,13 @@ _FORMATS = (
     ("MRM.*", "selfray.models.mrm", "read_mrm"),
     ("dinov2_vit*.*", "selfray.models.original_dinov2", "read_original"),
 )
-# A file of tensors only that may be there in place of the published one.
-_STAND_INS = {
-    "open_clip_pytorch_model.bin": "open_clip_model.safetensors",
-    "biovil_t_image_model_proj_size_128.pt": "biovil_t_image_model_proj_size_128.safetensors",
-    "MRM.pth": "MRM.safetensors",
-    PICKLED_WEIGHTS: WEIGHTS,
-}
 _LIBRARIES = {
     "timm": ("selfray.models.timm_encoder", "load_timm"),
     "xrv": ("selfray.models.xrv_encoder", "load_xrv"),
 }
 
 
-def load_encoder(name: str) -> Encoder:
+def load_encoder(name: str | os.PathLike[str]) -> Encoder:
     """Find an encoder and load it.
 
     Args:
@@ -202,6 +195,7 @@ def load_encoder(name: str) -> Encoder:
     Raises:
         InputError: There is no such encoder on this machine, or its files are not whole.
     """
+    name = os.fspath(name)
     library = name.partition(":")[0]
     if library == "random":
         return _random_encoder(name)
@@ -373,7 +367,7 @@ def _cached(name: str, files: Sequence[str]) -> Path | None:
     """The folder with a published encoder's files on this machine, if they are all there."""
     from huggingface_hub import try_to_load_from_cache
 
-    for wanted in (files, [_STAND_INS.get(file, file) for file in files]):
+    for wanted in (files, [name_of_tensors(file) for file in files]):
         if os.environ.get(ENCODERS_VARIABLE):
             folder = Path(os.environ[ENCODERS_VARIABLE]) / name
             if all((folder / file).is_file() for file in wanted):

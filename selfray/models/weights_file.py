@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import json
 import pickle
+import re
+import shlex
+import sys
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +28,23 @@ _POINTER = (
     b"version https://git-lfs.github.com/spec/"  # https://github.com/git-lfs/git-lfs, spec.md
 )
 _SHOWN = 6  # names in an error
+# Of the publishers' pickled files, those whose safetensors file has another name than theirs.
+_OF_TENSORS = {
+    "pytorch_model.bin": "model.safetensors",
+    "open_clip_pytorch_model.bin": "open_clip_model.safetensors",
+}
+_SHARD = re.compile(r"pytorch_model-\d+-of-\d+\.bin")  # one of several files, in transformers
+# Python that makes a file of tensors: a whole network's parameters, or what a training
+# checkpoint has under a name that `read_tensors` knows.
+_CONVERTING = (
+    "import glob, torch; from functools import reduce; from safetensors.torch import save_file; "
+    "named = lambda m: m if isinstance(m, dict) else m.state_dict(); "
+    'parts = [reduce(lambda m, k: named(m.get(k, m)), ("model", "state_dict", "teacher"), '
+    'named(torch.load(open(f, "rb"), "cpu", weights_only=False))) '  # by its name it may be refused
+    "for f in sorted(glob.glob({files}))]; "
+    "save_file({{k: v.detach().clone().contiguous() for p in parts for k, v in p.items() "
+    "if torch.is_tensor(v)}}, {target})"
+)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -78,6 +100,14 @@ def weights_in(place: Path, stem: str) -> Path:
     if not found:
         raise InputError(f"{place} has no {stem} that ends in {', '.join(ends)}. Put it there.")
     return min(found, key=lambda file: ends.index(file.suffix))
+
+
+def name_of_tensors(name: str) -> str:
+    """The file that is looked for in place of a pickled one; of any other file, its own name."""
+    if _SHARD.fullmatch(name):
+        return _OF_TENSORS["pytorch_model.bin"]
+    own = Path(name).with_suffix(".safetensors").name if Path(name).suffix in PICKLED else name
+    return _OF_TENSORS.get(name, own)
 
 
 def sha256_of(file: Path) -> str:
@@ -186,10 +216,13 @@ def _begins_with(file: Path, start: bytes) -> bool:
 
 
 def _conversion(file: Path) -> str:
-    target = file.with_suffix(".safetensors").name
+    """What to do, and last the command, for a shell in any folder."""
+    target = name_of_tensors(file.name)
+    shards = "pytorch_model-*-of-*.bin" if _SHARD.fullmatch(file.name) else glob.escape(file.name)
+    quoted = (json.dumps(name, ensure_ascii=False) for name in (shards, target))
+    code = _CONVERTING.format(**dict(zip(("files", "target"), quoted, strict=True)))
     return (
-        'Where you trust it, convert it: python -c "import torch; from safetensors.torch import '
-        f"save_file; m = torch.load('{file.name}', 'cpu', weights_only=False); m = m.get('model', "
-        "m) if isinstance(m, dict) else m.state_dict(); "
-        f"save_file({{k: v.clone().contiguous() for k, v in m.items()}}, '{target}')\""
+        f"Where you trust it, convert it to {target}, and give that where you gave the file "
+        f"itself: cd {shlex.quote(str(file.parent.absolute()))} && "
+        f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
     )

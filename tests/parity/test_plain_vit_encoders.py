@@ -122,6 +122,14 @@ def test_a_clip_in_open_clips_layout_equals_torch(tmp_path, reference, images, f
     assert_same(patches, expected[:, 1:])
 
 
+def test_a_pickled_clip_is_refused_and_read_when_converted(tmp_path, reference):
+    tensors = write_clip(tmp_path, twelve_blocks(reference.timm_names()))
+    torch.save({"state_dict": whole_object(tensors)}, tmp_path / "open_clip_pytorch_model.bin")
+    convert(refusal(tmp_path))
+    assert load_encoder(str(tmp_path)).width == WIDTH
+    assert (tmp_path / "open_clip_model.safetensors").is_file()
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -195,7 +203,7 @@ def test_mrm_with_its_training_arguments_is_refused_and_read_when_converted(
     torch.save(content, tmp_path / "MRM.pth")
     said = refusal(tmp_path)
     assert "MRM.pth holds more than tensors" in said
-    convert(said, tmp_path)
+    convert(said)
     cls, _ = features(load_encoder(str(tmp_path)), images)
     assert_same(cls, torchs_mrm(reference, images)[0])
 
@@ -286,7 +294,7 @@ def test_a_pickled_network_is_refused_and_read_when_converted(tmp_path, referenc
     torch.save(whole_object(tensors), tmp_path / "dinov2_vits14_pretrain.pth")
     said = refusal(tmp_path)
     assert "holds more than tensors" in said
-    convert(said, tmp_path)
+    convert(said)
     assert load_encoder(str(tmp_path)).width == WIDTH
     del tensors["mask_token"]
     save_file(tensors, tmp_path / "dinov2_vits14_pretrain.safetensors")

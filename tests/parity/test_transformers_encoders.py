@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from publisher_files import convert, whole_object
 from safetensors.torch import load, save_file
 
 from selfray.errors import InputError
@@ -301,6 +302,20 @@ def test_shards_are_read_in_their_order_and_all_of_them(copied):
     write_json(directory / "model.safetensors.index.json", {"weight_map": {"a": "../a"}})
     (directory.parent / "a").write_bytes(b"")
     assert "names a, which is not beside it" in refusal(directory)
+
+
+def test_pickled_shards_are_converted_together_into_one_file(copied):
+    directory = copied("siglip")
+    tensors = tensors_of(directory)
+    names = sorted(tensors)
+    (directory / "model.safetensors").unlink()
+    parts = {f"pytorch_model-0000{i + 1}-of-00002.bin": names[i::2] for i in range(2)}
+    for file, held in parts.items():
+        torch.save(whole_object({name: tensors[name] for name in held}), directory / file)
+    places = {name: file for file, held in parts.items() for name in held}
+    write_json(directory / "pytorch_model.bin.index.json", {"weight_map": places})
+    convert(refusal(directory))
+    assert_same_features(directory, "siglip")
 
 
 def test_loading_is_exact_silent_and_leaves_torch_and_transformers_alone(published, capfd):

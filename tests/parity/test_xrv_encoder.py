@@ -85,7 +85,7 @@ def test_a_pickled_network_is_refused_and_read_when_converted(theirs, published_
     assert "holds more than tensors" in said and published_file.name in said
     # To unpickle a network of torchxrayvision takes its import, which takes long.
     torch.save(whole_object(theirs.state_dict()), published_file)
-    convert(said, published_file.parent)
+    convert(said)
     assert load_encoder(f"xrv:{NAME}").training_data[0] == "NIH ChestX-ray14"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from publisher_files import convert, whole_object
 from safetensors.torch import load, save_file
 
 from selfray.cli import main
@@ -177,3 +178,14 @@ def test_a_name_with_a_typing_error_is_answered_by_the_nearest(name, nearest, da
 
 def test_a_check_without_a_name_says_what_is_missing(capsys):
     assert "--check NAME is missing" in refused(["encoders", "--check"], capsys)
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.safetensors"])
+def test_the_command_that_converts_a_pickled_network_leads_out(file, good, tmp_path, capsys):
+    directory = tmp_path / "it's $HOME & more"
+    shutil.copytree(good, directory)
+    tensors = load((directory / "model.safetensors").read_bytes())
+    without_weights(directory)
+    torch.save(whole_object(tensors), directory / file)
+    convert(refused(["encoders", str(directory), "--check"], capsys))
+    assert main(["encoders", str(directory), "--check"]) == 0
