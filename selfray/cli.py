@@ -104,6 +104,7 @@ def _run(words: Sequence[str]) -> None:
 _OF_WRITING = {
     errno.ENOSPC: "Make room there, then repeat the command.",
     errno.EDQUOT: "Make room there, then repeat the command.",
+    errno.EFBIG: "Raise the limit of a file's size (`ulimit -f`), or give another file system.",
     errno.EACCES: "Give a path to which you have the rights.",
     errno.EROFS: "Give a path that can be written to.",
     errno.ENAMETOOLONG: "Give a shorter path.",

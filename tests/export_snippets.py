@@ -1,7 +1,9 @@
-"""What users paste to open an export, run as it is printed."""
+"""What users paste to open an export, run as it is printed; and an export without room."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +60,16 @@ def opened(to: str, encoder: Encoder, folder: Path, images: Tensor) -> tuple[Ten
     if patches.ndim == 3:
         patches = patches.transpose(1, 2).unflatten(2, encoder.grid)
     return cls, patches
+
+
+def export_into_small_files(name: str, to: str, out: Path) -> tuple[int, str]:
+    """Exit code and stderr of an export in a process that may write 100 000 bytes to a file."""
+    words = ["export", name, "--to", to, "--out", str(out)]
+    script = (
+        "import resource, torch; from selfray.cli import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY)); "
+        f"raise SystemExit(main({words!r}))"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr

@@ -7,6 +7,7 @@ done on 8-bit pixels of any size, and the graph would tie to one of them.
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -44,6 +45,11 @@ def input_shape(encoder: Encoder) -> tuple[int, int, int]:
     return len(encoder.preprocessing.mean), encoder.image_size, encoder.image_size
 
 
+def bytes_of_weights(encoder: Encoder) -> int:
+    """Of all parameters and buffers, as they are in memory."""
+    return sum(tensor.nbytes for tensor in encoder.model.state_dict().values())
+
+
 @torch.no_grad()
 def traced(encoder: Encoder) -> ExportedProgram:
     """The network for any number of images of its input size.
@@ -65,7 +71,9 @@ def traced(encoder: Encoder) -> ExportedProgram:
 
 def write_torch(encoder: Encoder, directory: Path) -> None:
     """`encoder.pt2`, a program that `torch.export.load` opens."""
-    torch.export.save(traced(encoder), directory / TORCH)
+    program = BytesIO()  # torch ends the process where it cannot write to a file
+    torch.export.save(traced(encoder), program)
+    (directory / TORCH).write_bytes(program.getbuffer())
 
 
 def write_onnx(encoder: Encoder, directory: Path) -> None:
@@ -90,13 +98,24 @@ def write_onnx(encoder: Encoder, directory: Path) -> None:
             "translate one of its operations. Take openvino or torch."
         ) from cause
     assert graph is not None
-    weights = sum(tensor.nbytes for tensor in encoder.model.state_dict().values())
-    graph.save(directory / ONNX, external_data=weights > _LARGEST_FILE)
+    graph.save(directory / ONNX, external_data=bytes_of_weights(encoder) > _LARGEST_FILE)
 
 
 def write_openvino(encoder: Encoder, directory: Path) -> None:
-    """`encoder.xml` and `encoder.bin`, in float32."""
+    """`encoder.xml` and `encoder.bin`, in float32.
+
+    Raises:
+        InputError: They cannot be written there.
+    """
     import openvino  # pyright: ignore[reportMissingImports]
 
     model = openvino_model(traced(encoder), input_shape(encoder), OUTPUTS)
-    openvino.save_model(model, directory / OPENVINO, compress_to_fp16=False)
+    try:
+        openvino.save_model(model, directory / OPENVINO, compress_to_fp16=False)
+    except RuntimeError as cause:
+        if "iostream error" not in str(cause):  # what a C++ stream says that cannot be written to
+            raise
+        raise InputError(
+            f"{directory.parent}: OpenVINO cannot write its files there: the disk is full, or "
+            "files are limited to a smaller size. Make room, or give another path."
+        ) from cause

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfray.errors import RunStopped
+from selfray.errors import InputError, RunStopped
 from selfray.export.graphs import ONNX, OPENVINO, OUTPUTS, TORCH, input_shape
 from selfray.models.encoder import Encoder
 from selfray.models.huggingface import read_model
@@ -49,21 +50,31 @@ def differences(encoder: Encoder, features: Features) -> dict[str, tuple[float, 
         encoder's.
 
     Raises:
+        InputError: All features are 0, or some are not finite.
         Differs: It is above `TOLERANCE`, or a shape is another.
     """
     noise = torch.Generator().manual_seed(0)
     images = torch.randn(_IMAGES, *input_shape(encoder), generator=noise)
     expected = encoder.features(images)
+    scales = [float(wanted.double().square().mean().sqrt()) for wanted in expected]
+    for name, scale in zip(OUTPUTS, scales, strict=True):
+        if not 0 < scale < math.inf:
+            raise InputError(
+                f"{encoder.name}: {name} of images of noise have a root mean square of {scale:g}, "
+                "allowed: more than 0, and finite: weights that collapsed or a diverged training. "
+                "Take other weights."
+            )
     largest: dict[str, tuple[float, float]] = dict.fromkeys(OUTPUTS, (0.0, 0.0))
     for count in (1, _IMAGES):
-        for name, wanted, found in zip(OUTPUTS, expected, features(images[:count]), strict=True):
+        read = features(images[:count])
+        for name, wanted, found, scale in zip(OUTPUTS, expected, read, scales, strict=True):
             if found.shape != wanted[:count].shape:
                 raise Differs(
                     f"{name} is {list(found.shape)} when read back, the encoder's is "
                     f"{list(wanted[:count].shape)}. Nothing was written."
                 )
             difference = float((found - wanted[:count]).abs().max())
-            relative = difference / float(wanted.square().mean().sqrt())
+            relative = difference / scale
             if not relative <= TOLERANCE:  # also where it is not a number
                 raise Differs(
                     f"{name} differs by {relative:.1e} of the features' root mean square when "

@@ -15,7 +15,7 @@ from selfray import __version__
 from selfray.errors import InputError, nearest
 from selfray.export import FORMATS
 from selfray.export.card import card_of, export_card, label, snippet
-from selfray.export.graphs import write_onnx, write_openvino, write_torch
+from selfray.export.graphs import bytes_of_weights, write_onnx, write_openvino, write_torch
 from selfray.export.read_back import (
     TOLERANCE,
     Differs,
@@ -37,6 +37,9 @@ from selfray.models.weights_file import sha256_of
 
 RECORD = "export.json"
 """What an export is of, and by what it was read back; it tells an export from other directories."""
+# Free space that is asked for, times the bytes of the weights: what is written, and as much again
+# for a library that copies it first. [ours]
+_ROOM = 2.2
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ def export_encoder(name: str, to: str, out: Path) -> str:
 
     Raises:
         InputError: There is no such encoder or format, the encoder is of a kind that the format
-            has no class for, packages are missing, or `out` holds something else.
+            has no class for, packages are missing, there is no room, or `out` holds something
+            else.
         Differs: What was read back gives other features.
     """
     if to not in _FORMATS:
@@ -104,6 +108,7 @@ def export_encoder(name: str, to: str, out: Path) -> str:
         )
     target = out.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
+    _require_room(encoder, target.parent)
     new = target.with_name(f".{target.name}.partial")
     shutil.rmtree(new, ignore_errors=True)
     try:
@@ -170,6 +175,17 @@ def _record_in(out: Path) -> dict[str, Any] | None:
         return {key: record[key] for key in ("format", "weights_sha256", "encoder")}
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{out} exists and is no export. Choose another path.") from None
+
+
+def _require_room(encoder: Encoder, folder: Path) -> None:
+    """Refuse before writing: some of the libraries end the process on a full disk."""
+    needed = _ROOM * bytes_of_weights(encoder)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"{folder}: {free / 1e6:.1f} MB are free, an export of {encoder.name} needs "
+            f"{needed / 1e6:.1f} MB there. Make room, or give another path."
+        )
 
 
 def _require_packages(to: str, packages: tuple[str, ...]) -> None:

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from selfray.errors import InputError
 from selfray.models.encoder import Encoder
-from selfray.models.encoder_directory import float_state, write_model
+from selfray.models.encoder_directory import float_state, write_model, write_tensors
 from selfray.models.huggingface import ORIGINAL_WEIGHTS, WEIGHTS, to_huggingface
 from selfray.models.preprocessing import Preprocessing
 from selfray.models.timm_names import timm_config, to_timm
@@ -45,7 +44,7 @@ def write_timm(encoder: Encoder, directory: Path) -> None:
     """timm's names and its `config.json`."""
     _, state = _at_input_size(encoder)
     _write_json(directory / "config.json", timm_config(encoder.vit, _preprocessing(encoder)))
-    save_file(to_timm(state), directory / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(to_timm(state), directory / WEIGHTS)
 
 
 def dinov2_arguments(model: VisionTransformer) -> dict[str, Any]:

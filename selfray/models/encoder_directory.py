@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -98,14 +99,32 @@ def write_model(
         preprocessing: For images of `model.image_size` or less, which positions are
             interpolated for.
         weights: Name of their file.
+
+    Raises:
+        InputError: There is no room for the weights.
     """
     _write_json(directory / "config.json", model_config(model))
-    save_file(dict(tensors), directory / weights, metadata={"format": "pt"})
+    write_tensors(tensors, directory / weights)
     # Safetensors lets the owner alone read.
     shutil.copymode(directory / "config.json", directory / weights)
     processor = preprocessor_config(preprocessing)
     if processor is not None:
         _write_json(directory / "preprocessor_config.json", processor)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write a safetensors file that says it is PyTorch's.
+
+    Raises:
+        InputError: There is no room for it.
+    """
+    try:
+        save_file(dict(tensors), file, metadata={"format": "pt"})
+    except SafetensorError as cause:
+        raise InputError(
+            f"{file.parent.parent}: {file.name} cannot be written there: {cause}. Make room, or "
+            "give another path."
+        ) from cause
 
 
 def _card(model: VisionTransformer, card: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from export_snippets import NETWORKS, opened, random_vit, write_encoder
+from export_snippets import NETWORKS, export_into_small_files, opened, random_vit, write_encoder
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -147,6 +147,15 @@ def test_large_weights_lie_beside_the_graph(tmp_path, monkeypatch):
     sizes = {file.name: file.stat().st_size for file in (tmp_path / "out").iterdir()}
     assert sizes["encoder.onnx.data"] > 200_000 > sizes["encoder.onnx"] / 2
     assert_opens("onnx", encoder, tmp_path / "out", (2,))
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_a_graph_for_which_there_is_no_room_is_one_line(to, tmp_path):
+    need(to)
+    code, said = export_into_small_files("random:vit_pico/14@28", to, tmp_path / "out")
+    assert code == 2 and said.count("\n") == 1, said
+    assert said.startswith("selfray export: ")
+    assert not any(tmp_path.iterdir())
 
 
 def test_openvino_gets_full_precision_and_sends_nothing(tmp_path, monkeypatch):

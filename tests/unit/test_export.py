@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from export_snippets import NETWORKS, random_vit, write_encoder
-from safetensors.torch import load_file
+from export_snippets import NETWORKS, export_into_small_files, random_vit, write_encoder
+from safetensors.torch import load_file, save_file
 
 from selfray.cli import main
 from selfray.export import FORMATS, stage, vit_files
@@ -17,6 +18,8 @@ from selfray.models.encoder import vit_encoder
 from selfray.models.huggingface import preprocessor_config
 from selfray.models.preprocessing import Preprocessing
 from selfray.models.published import ENCODERS_VARIABLE, load_encoder
+
+PICO = "random:vit_pico/14@28"
 
 
 def run(encoder: object, to: str, out: Path) -> int:
@@ -206,6 +209,32 @@ def test_what_reads_back_otherwise_is_not_kept(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(vit_files, "to_huggingface", wrong)
     said = refused(capsys, tmp_path / "encoder", "huggingface", tmp_path / "out", code=1)
     assert "huggingface: cls differs by" in said and "Nothing was written" in said
+
+
+@pytest.mark.parametrize("to", ["huggingface", "dinov2", "torch"])
+def test_an_encoder_whose_features_are_all_0_is_refused(to, tmp_path, capsys):
+    write_encoder(tmp_path / "encoder")
+    file = tmp_path / "encoder" / "model.safetensors"
+    save_file({name: t * 0 for name, t in load_file(file).items()}, file)
+    said = refused(capsys, tmp_path / "encoder", to, tmp_path / "out")
+    assert "cls of images of noise have a root mean square of 0, allowed: more than 0" in said
+
+
+def test_too_little_room_is_told_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    needed = 2.2 * sum(t.nbytes for t in load_encoder(PICO).model.state_dict().values())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(needed) - 1))
+    monkeypatch.setattr(stage, "_write", None)
+    said = refused(capsys, PICO, "torch", tmp_path / "out")
+    assert f"needs {needed / 1e6:.1f} MB there. Make room" in said
+
+
+@pytest.mark.parametrize("to", ["torch", "timm", "dinov2"])
+def test_a_file_that_cannot_grow_is_one_line(to, tmp_path):
+    code, said = export_into_small_files(PICO, to, tmp_path / "out")
+    assert code == 2 and said.count("\n") == 1, said
+    assert said.startswith("selfray export: ") and "File too large" in said
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_parameter_too_few_is_told_though_no_feature_needs_it(tmp_path, capsys, monkeypatch):
