@@ -13,6 +13,7 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
+from selfray.errors import InputError
 from selfray.models.image_inputs import ImageInput, eight_bit_images
 from selfray.models.published import load_encoder
 
@@ -47,7 +48,7 @@ class RadDino(nn.Module):
 
     def __init__(self, repository: str | PathLike[str] = "microsoft/rad-dino") -> None:
         super().__init__()
-        encoder = load_encoder(str(repository))
+        encoder = load_encoder(repository)
         self.model, self._preprocessing = encoder.vit, encoder.preprocessing
 
     @property
@@ -59,9 +60,11 @@ class RadDino(nn.Module):
         """Resize, crop and normalise one image or several, on the CPU.
 
         Raises:
-            InputError: One is no image of 8 bits, or cannot be read.
+            InputError: No image, one that is not of 8 bits, or cannot be read.
         """
         prepared = [self._preprocessing(pixels) for pixels in eight_bit_images(image_or_images)]
+        if not prepared:
+            raise InputError("no image given. Give one or more.")
         return PreprocessedImages(pixel_values=torch.stack(prepared))
 
     def encode(self, inputs: PreprocessedImages) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -57,17 +58,19 @@ class EncoderTransformer(TransformerMixin, BaseEstimator):
 
         Args:
             X: One-dimensional: paths, Pillow images, or uint8 arrays [H, W] or [H, W, 3]; or one
-                array [N, H, W] or [N, H, W, 3].
+                array [N, H, W] or [N, H, W, 3]; or a table, DataFrame or array, whose only column
+                has paths or images.
 
         Returns:
             float32 [N, D], or [N, 2 D] for `cls+patch_mean`.
 
         Raises:
-            InputError: There is no such encoder here, or an image is none of 8 bits.
+            InputError: There is no such encoder here, `X` is one image or has several columns,
+                or an image is none of 8 bits.
         """
         kinds = self._kinds()
         rows = []
-        for cls, patches in self._loaded().batches(list(X), self.batch_size):
+        for cls, patches in self._loaded().batches(_images(X), self.batch_size):
             found = {"cls": cls, "patch_mean": patches.mean(dim=(2, 3))}
             rows.append(np.hstack([found[kind].float().cpu().numpy() for kind in kinds]))
         return np.concatenate(rows)
@@ -111,3 +114,21 @@ class EncoderTransformer(TransformerMixin, BaseEstimator):
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
         return tags
+
+
+def _images(X: Any) -> list[ImageInput]:
+    """The images in what scikit-learn's tools pass on.
+
+    Raises:
+        InputError: It is one image, or has several columns.
+    """
+    if isinstance(X, str | PathLike) or not hasattr(X, "__iter__") or getattr(X, "ndim", 1) == 0:
+        raise InputError(f"X is one {type(X).__name__}. Give a list of images or paths.")
+    names = getattr(X, "columns", None)
+    if names is not None or (isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "OU"):
+        if X.shape[1] != 1:
+            raise InputError(
+                f"X has {X.shape[1]} columns, allowed: one, of paths or images. Choose that column."
+            )
+        return list(X[:, 0] if names is None else X[names[0]])
+    return list(X)

@@ -44,9 +44,10 @@ def eight_bit_images(images: ImageInput | Iterable[ImageInput]) -> Iterator[np.n
         InputError: One is no image of 8 bits, or cannot be read. The message names it by its
             position, since a file's name may identify a patient.
     """
-    names = isinstance(images, np.ndarray) and images.dtype.kind in "OU"
-    if isinstance(images, Image.Image | np.ndarray | Tensor | str | PathLike) and not names:
-        yield _eight_bit_pixels(images)
+    names = isinstance(images, np.ndarray) and images.dtype.kind in "OU" and images.ndim > 0
+    one = isinstance(images, Image.Image | np.ndarray | Tensor | str | PathLike) and not names
+    if one or not isinstance(images, Iterable):
+        yield _eight_bit_pixels(cast(ImageInput, images))
         return
     for position, image in enumerate(cast(Iterable[ImageInput], images)):
         try:
@@ -69,6 +70,11 @@ def _eight_bit_pixels(image: ImageInput) -> np.ndarray:
             "[H, W] or [H, W, 3]."
         )
     pixels = np.asarray(image.cpu() if isinstance(image, Tensor) else image)
+    if pixels.dtype.kind not in "biuf":
+        raise InputError(
+            f"an array of {pixels.dtype} {list(pixels.shape)} is no image. Give a path, a Pillow "
+            "image, uint8 pixels [H, W] or [H, W, 3], or a list of these."
+        )
     if pixels.dtype != np.uint8 and pixels.size:
         low, high = float(pixels.min()), float(pixels.max())
         raise InputError(

@@ -159,9 +159,36 @@ def require_eight_bits(pixels: np.ndarray) -> None:
         InputError: Not uint8 [H, W] or [H, W, 3], or empty.
     """
     shaped = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
-    if pixels.dtype != np.uint8 or not shaped or not pixels.size:
-        raise InputError(
-            f"pixels are {pixels.dtype} {list(pixels.shape)}, allowed: uint8 [H, W] or [H, W, 3], "
-            "0 to 255. Scale the values to 0..255 first: an encoder that is given another range "
-            "answers the same for every image."
+    if pixels.dtype == np.uint8 and shaped and pixels.size:
+        return
+    if not pixels.size:
+        advice = "It has no pixels: give an image that has some."
+    elif pixels.dtype != np.uint8:
+        advice = (
+            "Scale the values to 0..255 first: an encoder that is given another range answers the "
+            "same for every image."
         )
+    else:
+        advice = _of_shape(pixels.shape)
+    raise InputError(
+        f"pixels are {pixels.dtype} {list(pixels.shape)}, allowed: uint8 [H, W] or [H, W, 3], "
+        f"0 to 255. {advice}"
+    )
+
+
+def _of_shape(shape: tuple[int, ...]) -> str:
+    """What to do with 8-bit pixels of a shape that no image has."""
+    if len(shape) == 3 and shape[2] in (1, 2):
+        return "Take the gray channel: image[..., 0]."
+    if len(shape) == 3 and shape[2] == 4:
+        return "Take the channels without transparency: image[..., :3]."
+    if len(shape) == 3 and shape[0] == 1:
+        return "Take the gray channel, or the only image: image[0]."
+    if len(shape) == 3 and shape[0] == 3:
+        return (
+            "Channels go last: np.moveaxis(image, 0, 2); or give several gray images as a list: "
+            "list(images)."
+        )
+    if len(shape) in (3, 4):
+        return "Give several images as a list: list(images)."
+    return "Give the pixels in rows and columns."

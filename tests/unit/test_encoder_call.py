@@ -1,5 +1,6 @@
 """`load_encoder(name)(images)`: what may be an image, and what is refused before it misleads."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from radiograph_files import write_dicom
 import selfray
 from selfray.data.radiograph import read_radiograph
 from selfray.errors import InputError
+from selfray.models.published import SHIPPED
 
 SHAPES = [(90, 70), (64, 64), (131, 90), (65, 200)]
 
@@ -116,6 +118,46 @@ def test_what_would_give_wrong_features_is_refused_in_one_line(encoder, image, s
         encoder(image)
     message = str(error.value)
     assert said in message and "\n" not in message and "secret" not in message
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (pixels((3, 90, 70)), "Channels go last: np.moveaxis(image, 0, 2); or give several gray"),
+        (pixels((5, 90, 70)), "Give several images as a list: list(images)."),
+        (pixels((5, 90, 70, 3)), "Give several images as a list: list(images)."),
+        (pixels((90, 70, 1)), "Take the gray channel: image[..., 0]."),
+        (pixels((90, 70, 4)), "Take the channels without transparency: image[..., :3]."),
+        (pixels((1, 90, 70)), "Take the gray channel, or the only image: image[0]."),
+        (np.zeros((0, 5), np.uint8), "It has no pixels"),
+        (np.zeros(5, np.uint8), "Give the pixels in rows and columns."),
+        (np.ones((), np.uint8), "Give the pixels in rows and columns."),
+        (None, "a NoneType is no image"),
+        (7, "a int is no image"),
+        (np.array(None), "an array of object [] is no image"),
+        (np.array("secret.png"), "[] is no image"),
+        (np.array([["secret.png"]]), "image 0: an array of <U10 [1] is no image"),
+        (np.ones((70, 70), complex), "an array of complex128 [70, 70] is no image"),
+    ],
+)
+def test_pixels_of_a_wrong_shape_are_told_what_to_do_and_not_to_scale(encoder, image, said):
+    with pytest.raises(InputError) as error:
+        encoder(image)
+    message = str(error.value)
+    assert said in message and "cale" not in message and "secret" not in message
+
+
+def test_an_encoder_may_be_given_as_a_path(tmp_path):
+    directory = Path(shutil.copytree(SHIPPED / "phantom", tmp_path / "encoder"))
+    image = pixels((90, 70))
+    found, expected = (
+        selfray.load_encoder(place)(image)[0] for place in (directory, str(directory))
+    )
+    assert torch.equal(found, expected)
+    rad_dino = selfray.RadDino(directory)
+    torch.testing.assert_close(rad_dino.extract_cls_token(image), expected, atol=2e-5, rtol=0)
+    with pytest.raises(InputError, match="no image given"):
+        rad_dino.extract_features([])
 
 
 def test_pillow_images_of_16_bits_are_told_how_to_scale(encoder):

@@ -1,6 +1,7 @@
 """The transformer of scikit-learn does what scikit-learn's tools ask of one."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +80,28 @@ def test_paths_and_pictures_in_an_array_are_images_too(tmp_path):
     paths = np.array([str(tmp_path / f"{position}.png") for position in range(2)])
     assert np.array_equal(made.transform(paths), expected)
     assert np.array_equal(made.transform([Image.fromarray(image) for image in x]), expected)
+
+
+def test_a_table_of_one_column_is_that_column(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    x, _ = images(2)
+    paths = [str(tmp_path / f"{position}.png") for position in range(2)]
+    for path, image in zip(paths, x, strict=True):
+        Image.fromarray(image).save(path)
+    made = EncoderTransformer(ENCODER)
+    expected = made.transform(paths)
+    assert np.array_equal(made.transform(np.array(paths)[:, None]), expected)
+    assert np.array_equal(made.transform(pandas.DataFrame({"path": paths})), expected)
+    assert np.array_equal(made.transform(pandas.Series(paths, index=[7, 5])), expected)
+    for two in (np.array([paths]), pandas.DataFrame({"path": paths, "view": "PA"})):
+        with pytest.raises(InputError, match="X has 2 columns, allowed: one"):
+            made.transform(two)
+
+
+@pytest.mark.parametrize("one", ["a.png", Path("a.png"), Image.new("L", (9, 9)), None, np.array(7)])
+def test_one_image_is_no_list(one):
+    with pytest.raises(InputError, match=r"X is one \w+\. Give a list"):
+        EncoderTransformer(ENCODER).transform(one)
 
 
 def test_columns_are_named_and_pandas_frames_can_be_asked_for():
