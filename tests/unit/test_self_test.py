@@ -161,7 +161,7 @@ class _OnlyBatches(_Network):
 
     def forward(self, images: torch.Tensor) -> Tokens:
         cls, patches = super().forward(images)
-        return Tokens(cls / (len(images) > 1), patches)
+        return Tokens(cls if len(images) > 1 else cls * torch.nan, patches)
 
 
 class _NoNumbers(Preprocessing):
