@@ -300,6 +300,14 @@ class Inference:
             "auto."
         )
 
+    def reading_is_near(self, precision: str, samples: Samples) -> bool:
+        """Whether float32 on the images as the run reads them takes half of the promise at most."""
+        if np.array_equal(samples.exact, samples.prepared):
+            return True
+        float32 = self.open("torch-float32")
+        exact, prepared = (_cls_of(float32, s) for s in (samples.exact, samples.prepared))
+        return 1 - _fidelity(prepared, exact)["cosine"] <= (1 - COSINE[precision]) / 2
+
     def _candidates(self, precision: str, backend: str) -> Iterator[str]:
         """Names to try, the fastest first."""
         if precision == "exact" and backend == "openvino":

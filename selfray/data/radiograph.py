@@ -145,7 +145,7 @@ def _gray_jpeg(path: Path, at_least: int | None) -> np.ndarray | None:
                 return None
             _require_size(image)
             if at_least is not None:
-                share = at_least / min(image.size)
+                share = max(at_least, MIN_SIDE) / min(image.size)
                 image.draft("L", (math.ceil(image.width * share), math.ceil(image.height * share)))
             ImageOps.exif_transpose(image, in_place=True)
             pixels = np.asarray(image)

@@ -270,6 +270,24 @@ def test_a_promise_that_is_not_kept_leads_to_the_next_backend_with_a_warning(
         assert f"{name} does not keep the promise of --precision int8: least cosine 0.9" in warned
 
 
+@pytest.mark.parametrize(("noise", "whole"), [(0, False), (60, True)])
+def test_jpegs_are_decoded_whole_where_less_is_too_far_off(tmp_path, capsys, noise, whole):
+    y, x = np.mgrid[:640, :520] / 520
+    for number in range(8):
+        waves = 128 + 60 * np.sin(3 * x + number) * np.cos(2 * y * (1 + number))
+        waves += np.random.default_rng(number).normal(0, noise, x.shape) if noise else 0
+        pixels = np.clip(waves, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.jpg", quality=95)
+    exact = open_features(features_of(tmp_path, tmp_path.with_name(f"exact{whole}")))
+    found = open_features(
+        features_of(tmp_path, tmp_path.with_name(f"int8{whole}"), precision="int8")
+    )
+    assert (found.manifest["jpeg_shorter_side"] is None) == whole
+    assert ("decoded whole" in capsys.readouterr().err) == whole
+    cosine = torch.cosine_similarity(torch.tensor(found.cls[:]), torch.tensor(exact.cls[:]))
+    assert cosine.min() >= 0.998
+
+
 def test_an_interrupted_int8_extraction_goes_on_with_the_same_graph(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("selfray.feature_directory.CHUNK_ROWS", 2)
     whole = open_features(features_of(folder, tmp_path / "whole", precision="int8"))
