@@ -506,9 +506,13 @@ def _until_interrupted(outcomes: Generator[Any], writer: DatasetWriter) -> Itera
     """
     arrived: list[int] = []
     former: dict[int, Any] = {}
+
+    def note(number: int, _frame: object) -> None:
+        arrived.append(number)
+
     if threading.current_thread() is threading.main_thread():  # elsewhere they are the caller's
         for number in (signal.SIGINT, signal.SIGTERM):
-            former[number] = signal.signal(number, lambda n, _frame: arrived.append(n))
+            former[number] = signal.signal(number, note)
     try:
         for outcome in outcomes:
             yield outcome
@@ -521,7 +525,9 @@ def _until_interrupted(outcomes: Generator[Any], writer: DatasetWriter) -> Itera
     finally:
         outcomes.close()  # the progress bar ends its line before anything is said
         for number, handler in former.items():
-            signal.signal(number, handler)
+            # After an error this may run late, when somebody else has the signals.
+            if signal.getsignal(number) is note:
+                signal.signal(number, handler)
 
 
 @contextmanager
