@@ -189,26 +189,31 @@ class _EncoderSource:
         if "backend" in manifest:
             chosen = inference.open(manifest["backend"])
         else:
-            samples, at_least = self._samples(images, precision)
-            chosen, measured = inference.choose(precision, backend, samples)
+            samples, reference, at_least = self._samples(images, precision, inference)
+            chosen, measured = inference.choose(precision, backend, samples, reference)
             manifest |= {
                 "backend": chosen.name, "fidelity": measured, "jpeg_shorter_side": at_least
             }  # fmt: skip
         at_least = manifest.get("jpeg_shorter_side")
         return _Work(prepare, at_least, chosen, chosen.batch_size, chosen.concurrency)
 
-    def _samples(self, images: Images, precision: str) -> tuple[Samples, int | None]:
-        """Images to check on, and how many pixels are decoded: all where fewer are too far off."""
-        assert self._inference is not None
+    def _samples(
+        self, images: Images, precision: str, inference: Inference
+    ) -> tuple[Samples, np.ndarray, int | None]:
+        """Images to check on, their reference, and how many pixels of a JPEG are decoded.
+
+        That is all of them where fewer are too far off.
+        """
         prepare, side = self._encoder.preprocessing.square, self._encoder.preprocessing.shorter_side
-        if precision == "exact" or side is None:
-            return _samples(images, prepare, None), None
-        at_least = math.ceil(_REDUCED * side)
-        samples = _samples(images, prepare, at_least)
-        if self._inference.reading_is_near(precision, samples):
-            return samples, at_least
-        print("features: JPEGs are decoded whole, as less is too far off here", file=sys.stderr)
-        return _samples(images, prepare, None), None
+        if precision != "exact" and side is not None:
+            at_least = math.ceil(_REDUCED * side)
+            samples = _samples(images, prepare, at_least)
+            reference = inference.reference(samples)
+            if inference.reading_is_near(precision, samples, reference):
+                return samples, reference, at_least
+            print("features: JPEGs are decoded whole, as less is too far off here", file=sys.stderr)
+        samples = _samples(images, prepare, None)
+        return samples, inference.reference(samples), None
 
     def end(self) -> None:
         if self._inference is not None:
