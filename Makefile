@@ -17,10 +17,8 @@ demo: $(STAMP)
 demo-real: $(STAMP)
 	scripts/demo_real.sh
 
-# Those of pre-training send signals to their own process, and get one of their own for it.
 test: $(STAMP)
-	$(PYTEST) -m "not slow" --ignore-glob="*/test_pretrain_*.py"
-	$(PYTEST) -m "not slow" tests/integration/test_pretrain_*.py
+	$(PYTEST) -m "not slow"
 
 test-slow: $(STAMP)
 	$(PYTEST)

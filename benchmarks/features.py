@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ if __name__ != "__mp_main__":
 
 HEIGHT, WIDTH = 2500, 2000
 PRECISIONS = ("exact", "bf16", "int8")
+PREPROCESSED_AGAIN = 4  # times the files, so that a run takes seconds
 
 
 def radiograph(seed: int) -> np.ndarray:
@@ -241,40 +243,39 @@ def preprocessing(
     folder: Path, publisher: Publisher, encoder: Path, repeats: int
 ) -> tuple[str, dict[str, list[float]]]:
     """From a JPEG file to what the model is given."""
-    loaded, images = load_encoder(str(encoder)), open_images(folder)
-    files, workers = sorted(folder.iterdir()), features._decoders()
-    side = loaded.preprocessing.shorter_side
-    assert side is not None
+    images, files, workers = open_images(folder), sorted(folder.iterdir()), features._decoders()
+    ours_source = features._EncoderSource(load_encoder(str(encoder)), False, None)
+    readings = {"exact": ours_source._exact_reading(), "bf16, int8": ours_source._near_reading()}
 
     def publishers() -> float:
         torch.set_num_threads(workers)
         started = time.perf_counter()
-        for _ in range(4):
+        for _ in range(PREPROCESSED_AGAIN):
             for file in files:
                 publisher.preprocess(opened(file))
         return time.perf_counter() - started
 
-    def ours(at_least: int | None) -> float:
-        # The processes are there before the clock starts, as in a run of more than seconds.
-        rows = list(range(len(files)))
-        found = images.prepared(
-            rows * 5, loaded.preprocessing.square, workers=workers, at_least=at_least
-        )
-        for _ in rows:
+    def ours(reading: features._Reading) -> float:
+        """For as many images as the publisher's, timed over the middle of a longer run.
+
+        The processes are there before the clock starts, and as many images are ahead of their use
+        when it starts as when it stops.
+        """
+        timed = PREPROCESSED_AGAIN * len(files)
+        found = reading.of(images, list(range(len(files))) * (3 * PREPROCESSED_AGAIN))
+        for _ in range(timed):
             next(found)
         started = time.perf_counter()
-        for square in found:
-            torch.from_numpy(np.asarray(square))
+        for _ in range(timed):
+            torch.from_numpy(np.asarray(next(found)))
         return time.perf_counter() - started
 
-    reduced = int(np.ceil(features._REDUCED * side))
-    runs = {
-        publisher.name: publishers,
-        "selfray exact": lambda: ours(None),
-        "selfray bf16, int8": lambda: ours(reduced),
+    runs = {publisher.name: publishers} | {
+        f"selfray {name}": partial(ours, reading) for name, reading in readings.items()
     }
     seconds = interleaved(runs, repeats)
-    return table("Preprocessing alone, from JPEG", seconds, 4 * len(files), publisher.name)
+    images_timed = PREPROCESSED_AGAIN * len(files)
+    return table("Preprocessing alone, from JPEG", seconds, images_timed, publisher.name)
 
 
 def model_alone(

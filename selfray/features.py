@@ -33,6 +33,7 @@ from selfray.feature_directory import (
 )
 from selfray.inference import BACKENDS, PRECISIONS, Inference, Samples, require_backend
 from selfray.models.encoder import Encoder
+from selfray.models.preprocessing import REDUCED, Preprocessing
 from selfray.models.published import load_encoder
 from selfray.models.training_data import mentioned
 from selfray.pixel_baselines import Thumbnail, open_pixel_encoder, require_pixel_encoder
@@ -41,9 +42,6 @@ from selfray.progress import progress_bar
 _CHECKED_IMAGES = 8  # on which the promise of a precision is checked
 _CALIBRATION_IMAGES = 16  # from which int8 takes the ranges of activations
 _PIXEL_BATCH = 32
-# A JPEG decoded at a half or less keeps so many times the pixels that the encoder sees. Then what
-# comes out of the resize is off by 0.2 to 0.6 gray values of 255 in the mean; at 1.2 times by 2.
-_REDUCED = 1.9
 _MOST_DECODERS = 16  # each is a process of some 300 MB where files are read
 
 Images = DatasetImages | FolderImages
@@ -128,11 +126,26 @@ def require_encoder(encoder: str, dataset: RadiographDataset) -> None:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """How features are computed: `prepare` where an image is decoded, `infer` by the batch."""
+class _Reading:
+    """From a file to what a batch is made of.
+
+    Attributes:
+        prepare: Done to each image where it is decoded.
+        at_least: Pixels of the shorter side that a JPEG keeps when it is decoded; None: all.
+    """
 
     prepare: Prepare
     at_least: int | None
+
+    def of(self, images: Images, rows: Sequence[int]) -> Iterator[np.ndarray | str]:
+        return images.prepared(rows, self.prepare, workers=_decoders(), at_least=self.at_least)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """How features are computed: `infer` by the batch, of what `reading` gives."""
+
+    reading: _Reading
     infer: Callable[[np.ndarray], dict[str, np.ndarray]]
     batch_size: int
     concurrency: int
@@ -183,37 +196,48 @@ class _EncoderSource:
             batch_size=self._batch_size,
         )
         precision = manifest["precision"]
-        prepare = self._encoder.preprocessing.square
         if precision == "exact" and backend != "openvino":
             manifest["backend"] = "torch-float32"  # which is what others are compared with
         if "backend" in manifest:
             chosen = inference.open(manifest["backend"])
         else:
-            samples, reference, at_least = self._samples(images, precision, inference)
+            samples, reference, near = self._samples(images, precision, inference)
             chosen, measured = inference.choose(precision, backend, samples, reference)
-            manifest |= {
-                "backend": chosen.name, "fidelity": measured, "jpeg_shorter_side": at_least
-            }  # fmt: skip
-        at_least = manifest.get("jpeg_shorter_side")
-        return _Work(prepare, at_least, chosen, chosen.batch_size, chosen.concurrency)
+            manifest |= {"backend": chosen.name, "fidelity": measured, "reads_reduced": near}
+        near = manifest.get("reads_reduced", False)
+        reading = self._near_reading() if near else self._exact_reading()
+        return _Work(reading, chosen, chosen.batch_size, chosen.concurrency)
 
     def _samples(
         self, images: Images, precision: str, inference: Inference
-    ) -> tuple[Samples, np.ndarray, int | None]:
-        """Images to check on, their reference, and how many pixels of a JPEG are decoded.
+    ) -> tuple[Samples, np.ndarray, bool]:
+        """Images to check on, their reference, and whether they are read reduced.
 
-        That is all of them where fewer are too far off.
+        They are not where that is too far off.
         """
-        prepare, side = self._encoder.preprocessing.square, self._encoder.preprocessing.shorter_side
-        if precision != "exact" and side is not None:
-            at_least = math.ceil(_REDUCED * side)
-            samples = _samples(images, prepare, at_least)
+        exact = self._exact_reading()
+        if precision != "exact" and isinstance(self._encoder.preprocessing, Preprocessing):
+            samples = _samples(images, self._near_reading(), exact)
             reference = inference.reference(samples)
             if inference.reading_is_near(precision, samples, reference):
-                return samples, reference, at_least
-            print("features: JPEGs are decoded whole, as less is too far off here", file=sys.stderr)
-        samples = _samples(images, prepare, None)
-        return samples, inference.reference(samples), None
+                return samples, reference, True
+            print(
+                "features: images are decoded and resized as the encoder's publisher does it, as "
+                "the faster way is too far off here",
+                file=sys.stderr,
+            )
+        samples = _samples(images, exact, exact)
+        return samples, inference.reference(samples), False
+
+    def _exact_reading(self) -> _Reading:
+        return _Reading(self._encoder.preprocessing.square, None)
+
+    def _near_reading(self) -> _Reading:
+        preprocessing = self._encoder.preprocessing
+        assert isinstance(preprocessing, Preprocessing)
+        return _Reading(
+            preprocessing.square_nearly, math.ceil(REDUCED * preprocessing.shorter_side)
+        )
 
     def end(self) -> None:
         if self._inference is not None:
@@ -230,7 +254,7 @@ class _PixelSource:
     ) -> _Work:
         del images, writer, backend
         manifest["backend"] = "pixels"
-        return _Work(self._baseline.prepare, None, self._baseline, _PIXEL_BATCH, 1)
+        return _Work(_Reading(self._baseline.prepare, None), self._baseline, _PIXEL_BATCH, 1)
 
     def end(self) -> None:
         pass
@@ -349,21 +373,18 @@ def _begin(
     return work or source.begin(images, writer, plan, backend)
 
 
-def _samples(images: Images, prepare: Prepare, at_least: int | None) -> Samples:
+def _samples(images: Images, reading: _Reading, exact_reading: _Reading) -> Samples:
     """Images for the check and the calibration, spread over the data."""
     count = min(len(images), _CHECKED_IMAGES + _CALIBRATION_IMAGES)
     spread = np.linspace(0, len(images) - 1, count).astype(int)
     # Where too many of these cannot be used, others are tried in their order.
     order = [*spread.tolist(), *np.setdiff1d(np.arange(len(images)), spread).tolist()]
 
-    def squares(rows: Sequence[int], at_least: int | None) -> list[np.ndarray | str]:
-        return list(images.prepared(rows, prepare, workers=_decoders(), at_least=at_least))
-
     usable: list[tuple[int, np.ndarray]] = []
     refused: list[str] = []
     for start in range(0, len(order), count):
         rows = order[start : start + count]
-        for row, square in zip(rows, squares(rows, at_least), strict=True):
+        for row, square in zip(rows, reading.of(images, rows), strict=True):
             if isinstance(square, str):
                 refused.append(square)
             else:
@@ -379,8 +400,8 @@ def _samples(images: Images, prepare: Prepare, at_least: int | None) -> Samples:
     if len(others) < _CALIBRATION_IMAGES // 2:  # of few images, all
         others = [square for _, square in usable]
     exact = checked
-    if at_least is not None:
-        whole = squares([row for row, _ in checked], None)
+    if reading != exact_reading:
+        whole = exact_reading.of(images, [row for row, _ in checked])
         exact = [(r, s) for (r, _), s in zip(checked, whole, strict=True) if not isinstance(s, str)]
     return Samples(
         exact=np.stack([square for _, square in exact]),
@@ -418,8 +439,7 @@ def _batches(
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     batch_rows: list[int] = []
     squares: list[np.ndarray] = []
-    found = images.prepared(rows, work.prepare, workers=_decoders(), at_least=work.at_least)
-    for row, square in zip(rows, found, strict=True):
+    for row, square in zip(rows, work.reading.of(images, rows), strict=True):
         if isinstance(square, str):
             tally.leave_out(row, square)
             continue

@@ -19,7 +19,12 @@ from torch import Tensor, nn
 
 from selfray.errors import InputError
 from selfray.models.encoder import Encoder
-from selfray.models.openvino_graph import has_openvino, openvino_model, require_openvino
+from selfray.models.openvino_graph import (
+    has_openvino,
+    openvino_core,
+    openvino_model,
+    require_openvino,
+)
 
 PRECISIONS = ("exact", "bf16", "int8")
 BACKENDS = ("auto", "torch", "openvino")
@@ -166,8 +171,6 @@ class OpenVinoBackend:
     def __init__(
         self, name: str, graph: Any, outputs: tuple[str, ...], *, batch_size: int, threads: int
     ) -> None:
-        import openvino  # pyright: ignore[reportMissingImports]
-
         self.name, self.batch_size, self.concurrency = name, batch_size, threads
         self._outputs = outputs
         shape = graph.input(0).get_partial_shape()
@@ -184,7 +187,7 @@ class OpenVinoBackend:
             options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = (
                 graph.output(0).partial_shape[1].get_length()
             )
-        compiled = openvino.Core().compile_model(graph, "CPU", options)
+        compiled = openvino_core().compile_model(graph, "CPU", options)
         self._requests = queue.SimpleQueue[Any]()
         for _ in range(threads):
             self._requests.put(compiled.create_infer_request())
@@ -332,7 +335,7 @@ class Inference:
 
         kept = self._directory / _QUANTISED / f"{name}.xml"
         if kept.exists():
-            return openvino.Core().read_model(kept)
+            return openvino_core().read_model(kept)
         graph = _converted(self._encoder, self._patch_tokens)
         if "int8" not in name:
             return graph
@@ -349,7 +352,7 @@ class Inference:
             ) from cause
         shutil.rmtree(kept.parent, ignore_errors=True)
         new.rename(kept.parent)
-        return openvino.Core().read_model(kept)
+        return openvino_core().read_model(kept)
 
     def forget_graph(self) -> None:
         """Remove the int8 graph, when the run is done."""

@@ -15,6 +15,7 @@ from selfray.errors import InputError, RunStopped
 from selfray.export.graphs import ONNX, OPENVINO, OUTPUTS, TORCH, input_shape
 from selfray.models.encoder import Encoder
 from selfray.models.huggingface import read_model
+from selfray.models.openvino_graph import openvino_core
 
 TOLERANCE = 1e-4
 """Largest difference allowed, in root mean squares of the encoder's features.
@@ -138,11 +139,9 @@ def read_onnx(directory: Path, encoder: Encoder) -> Features:
 
 def read_openvino(directory: Path, encoder: Encoder) -> Features:
     """By OpenVINO on the CPU, in float32, also where the processor would take bfloat16."""
-    import openvino  # pyright: ignore[reportMissingImports]
-
     del encoder
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(directory / OPENVINO, "CPU", hints)
+    compiled = openvino_core().compile_model(directory / OPENVINO, "CPU", hints)
 
     def features(images: Tensor) -> tuple[Tensor, Tensor]:
         found = compiled({"images": images.numpy()})

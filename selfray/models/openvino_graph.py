@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -35,6 +36,19 @@ def require_openvino(*, int8: bool = False) -> None:
 def has_openvino(*, int8: bool = False) -> bool:
     """Whether OpenVINO can be imported, and nncf where int8 is wanted."""
     return all(find_spec(name) is not None for name in ("openvino", *(["nncf"] if int8 else [])))
+
+
+@cache
+def openvino_core() -> Any:
+    """The one `openvino.Core` of this process, which lives as long as the process does.
+
+    Its CPU plugin gives the thread that loads it an alternate signal stack, and unmaps that stack
+    when it is unloaded, whatever thread that happens in. The next signal, such as Ctrl-C, would
+    then end the process with a segmentation fault (seen in 2026.4.1).
+    """
+    import openvino  # pyright: ignore[reportMissingImports]
+
+    return openvino.Core()
 
 
 def openvino_model(program: ExportedProgram, shape: Sequence[int], outputs: Sequence[str]) -> Any:

@@ -26,6 +26,10 @@ _PILLOW_FILTERS: dict[str, Image.Resampling] = {
     "hamming": Image.Resampling.HAMMING,
 }
 
+# An image that has so many times the pixels that an encoder sees, on each side, can be averaged
+# down: what comes out is off by 0.3 to 0.6 gray values of 255 in the mean; at 1.2 times by 2.
+REDUCED = 1.9
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -98,6 +102,18 @@ class Preprocessing:
         planes = np.moveaxis(pixels, 2, 0) if pixels.ndim == 3 else pixels[None]
         return np.stack([self._square(np.ascontiguousarray(plane)) for plane in planes])
 
+    def square_nearly(self, pixels: np.ndarray) -> np.ndarray:
+        """As `square`; large gray images by area averages, which takes half of the time or less."""
+        require_eight_bits(pixels)
+        height, width = self.new_shape(*pixels.shape[:2])
+        large = min(pixels.shape[0] / height, pixels.shape[1] / width) >= REDUCED
+        if pixels.ndim == 3 or not large or self.resized_as == "float" or self.filter == "nearest":
+            return self.square(pixels)
+        import cv2
+
+        image = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+        return image[None, *self._window(height, width)]
+
     def normalise(self, squares: Tensor) -> Tensor:
         """From what `square` gives, [..., 1 or 3, size, size], to float32 [..., C, size, size]."""
         import torch
@@ -129,8 +145,7 @@ class Preprocessing:
     def _square(self, plane: np.ndarray) -> np.ndarray:
         """[H, W] uint8 to [size, size], uint8 or float32 0..1."""
         height, width = self.new_shape(*plane.shape)
-        top, left = self._margin(height), self._margin(width)
-        window = (slice(top, top + self.size), slice(left, left + self.size))
+        window = self._window(height, width)
         if self.resized_as == "float":
             return self._interpolated(plane, height, width)[window]
         image = Image.fromarray(plane)
@@ -146,6 +161,11 @@ class Preprocessing:
         image = torch.from_numpy(plane.copy()).float()[None, None] / 255
         image = F.interpolate(image, (height, width), mode=self.filter, antialias=True)
         return image[0, 0].numpy()
+
+    def _window(self, height: int, width: int) -> tuple[slice, slice]:
+        """The central square of an image of this shape."""
+        top, left = self._margin(height), self._margin(width)
+        return slice(top, top + self.size), slice(left, left + self.size)
 
     def _margin(self, side: int) -> int:
         cut = side - self.size

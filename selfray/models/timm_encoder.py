@@ -34,10 +34,7 @@ class TimmPreprocessing:
         size: Side of the square input, pixels.
         mean: Of the three channels, taken off the values 0..1.
         std: Of the three channels, divided by then.
-        shorter_side: Not known: timm's ways to crop differ in it.
     """
-
-    shorter_side = None
 
     def __init__(self, timm: ModuleType, config: dict[str, Any]) -> None:
         self.size: int = config["input_size"][-1]

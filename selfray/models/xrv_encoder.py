@@ -48,13 +48,11 @@ class XrvPreprocessing:
         size: Side of the square input, pixels.
         mean: Of the one channel, taken off the values 0..1: what its `normalize` amounts to.
         std: Of the one channel, divided by then; values become -1024 to 1024.
-        shorter_side: Not known: it resizes last, what of the image is square.
     """
 
     size = _SIZE
     mean = (0.5,)
     std = (1 / 2048,)
-    shorter_side = None
 
     def __init__(self, xrv: ModuleType) -> None:
         self._version, self._scale = xrv.__version__, xrv.utils.normalize

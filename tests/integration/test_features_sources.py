@@ -271,7 +271,7 @@ def test_a_promise_that_is_not_kept_leads_to_the_next_backend_with_a_warning(
 
 
 @pytest.mark.parametrize(("noise", "whole"), [(0, False), (60, True)])
-def test_jpegs_are_decoded_whole_where_less_is_too_far_off(tmp_path, capsys, noise, whole):
+def test_images_are_read_whole_where_less_is_too_far_off(tmp_path, capsys, noise, whole):
     y, x = np.mgrid[:640, :520] / 520
     for number in range(8):
         waves = 128 + 60 * np.sin(3 * x + number) * np.cos(2 * y * (1 + number))
@@ -282,8 +282,8 @@ def test_jpegs_are_decoded_whole_where_less_is_too_far_off(tmp_path, capsys, noi
     found = open_features(
         features_of(tmp_path, tmp_path.with_name(f"int8{whole}"), precision="int8")
     )
-    assert (found.manifest["jpeg_shorter_side"] is None) == whole
-    assert ("decoded whole" in capsys.readouterr().err) == whole
+    assert found.manifest["reads_reduced"] != whole
+    assert ("as the faster way is too far off" in capsys.readouterr().err) == whole
     cosine = torch.cosine_similarity(torch.tensor(found.cls[:]), torch.tensor(exact.cls[:]))
     assert cosine.min() >= 0.998
 
@@ -331,6 +331,31 @@ def test_openvino_reports_to_nobody(folder, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+SIGNALLED = """
+import os, signal, threading
+import openvino
+from openvino import opset13
+from selfray.models.openvino_graph import openvino_core
+
+parameter = opset13.parameter([1, 3])
+graph = openvino.Model([opset13.relu(parameter)], [parameter], "graph")
+compiled = [openvino_core().compile_model(graph, "CPU")]
+elsewhere = threading.Thread(target=compiled.clear)
+elsewhere.start()
+elsewhere.join()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+except KeyboardInterrupt:
+    print("the signal is met")
+"""
+
+
+def test_a_signal_after_openvino_has_been_used_does_not_end_the_process():
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "the signal is met\n"), done.stderr[-2000:]
+
+
 # Reading
 
 
@@ -343,8 +368,23 @@ def test_a_jpeg_is_decoded_at_a_part_of_its_size_and_stays_near_the_publishers_r
     }  # fmt: skip
     preprocessing = Preprocessing(252, (0.5,) * 3, (0.25,) * 3, 252)
     whole = preprocessing.square(read_eight_bits(file)).astype(int)
-    half = preprocessing.square(read_eight_bits(file, at_least=479)).astype(int)
-    assert np.abs(half - whole).mean() < 1  # of 255
+    half = read_eight_bits(file, at_least=479)
+    for square in (preprocessing.square, preprocessing.square_nearly):
+        assert np.abs(square(half).astype(int) - whole).mean() < 1  # of 255
+
+
+def test_large_gray_images_are_averaged_down_and_others_resized_as_by_the_publisher():
+    preprocessing = Preprocessing(64, (0.5,) * 3, (0.25,) * 3, 70)
+    large = soft_image(280, 348, white=255).astype(np.uint8)
+    blocks = large.reshape(70, 4, 87, 4).mean((1, 3))
+    found = preprocessing.square_nearly(large)
+    assert found.shape == (1, 64, 64)
+    assert np.abs(found[0] - blocks[3:67, 11:75]).max() <= 0.5  # rounded to whole gray values
+    assert (found != preprocessing.square(large)).any()
+    for pixels in (large[:130, :150], np.stack([large] * 3, 2)):
+        np.testing.assert_array_equal(
+            preprocessing.square_nearly(pixels), preprocessing.square(pixels)
+        )
 
 
 def test_images_of_8_bits_are_left_as_they_are_and_deeper_ones_stretched(tmp_path):
