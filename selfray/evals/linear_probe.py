@@ -194,16 +194,18 @@ class ProbeData:
     Attributes:
         features: [N, D], not standardised.
         targets: [N, K] float64, NaN where it is not known; binary ones are 1/0.
-        names: K names; those in `REAL_TARGETS` are real-valued, all others binary.
+        names: K names.
+        numbers: Names of the real-valued targets; all others are binary.
     """
 
     features: np.ndarray | Tensor
     targets: np.ndarray
     names: tuple[str, ...]
+    numbers: frozenset[str] = frozenset(REAL_TARGETS)
 
     def columns(self, *, real: bool) -> list[int]:
         """Positions of the real-valued targets, or of the binary ones."""
-        return [k for k, name in enumerate(self.names) if (name in REAL_TARGETS) == real]
+        return [k for k, name in enumerate(self.names) if (name in self.numbers) == real]
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,7 @@ class FittedProbes:
         biases: By target.
         strengths: By target, the chosen penalty.
         undefined: Why a target has no probe, by target.
+        numbers: Names of the real-valued targets.
     """
 
     standardizer: Standardizer
@@ -223,6 +226,7 @@ class FittedProbes:
     biases: dict[str, float]
     strengths: dict[str, float]
     undefined: dict[str, str]
+    numbers: frozenset[str]
 
     def predict(self, features: np.ndarray | Tensor) -> dict[str, np.ndarray]:
         """Predictions by target, float64 [N]: probabilities for binary ones, else in their unit."""
@@ -230,7 +234,7 @@ class FittedProbes:
         predictions = {}
         for name, weights in self.weights.items():
             values = standardised @ weights + self.biases[name]
-            values = values if name in REAL_TARGETS else torch.sigmoid(values)
+            values = values if name in self.numbers else torch.sigmoid(values)
             predictions[name] = values.numpy()
         return predictions
 
@@ -299,7 +303,7 @@ def fit_probes(
                 weights[name] = probe.weights[best, t]
                 biases[name] = float(probe.biases[best, t])
                 chosen[name] = float(strengths[best])
-    return FittedProbes(standardizer, weights, biases, chosen, undefined)
+    return FittedProbes(standardizer, weights, biases, chosen, undefined, train.numbers)
 
 
 def target_values(column: Callable[[str], np.ndarray], names: Sequence[str]) -> np.ndarray:
