@@ -46,12 +46,14 @@ class Features:
         patch_mean: [N, D] float32, memory-mapped; None for pixel baselines.
         rows: The columns of the images without pixels; row i belongs to array row i.
         manifest: What made them.
+        patch_tokens: [N, h, w, D] float16, memory-mapped; None where they were not asked for.
     """
 
     cls: np.ndarray
     patch_mean: np.ndarray | None
     rows: pa.Table
     manifest: dict[str, Any]
+    patch_tokens: np.ndarray | None = None
 
     def to_arrow(self) -> pa.Table:
         """Rows and features in one Arrow table, the features still memory-mapped.
@@ -87,7 +89,7 @@ def open_features(directory: Path) -> Features:
     try:
         arrays = {
             name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in ("cls", "patch_mean")
+            for name in ("cls", "patch_mean", "patch_tokens")
             if name in manifest["arrays"]
         }
         rows = pq.read_table(directory / "rows.parquet")
@@ -98,7 +100,9 @@ def open_features(directory: Path) -> Features:
             f"{directory}: a file of the features is missing or damaged. Remove the directory and "
             "extract them again."
         ) from cause
-    return Features(arrays["cls"], arrays.get("patch_mean"), rows, manifest)
+    return Features(
+        arrays["cls"], arrays.get("patch_mean"), rows, manifest, arrays.get("patch_tokens")
+    )
 
 
 def require_same(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -190,6 +190,45 @@ class Encoder:
         return tokens.cls, tokens.patches.transpose(1, 2).unflatten(2, (rows, -1))
 
     @property
+    def depth(self) -> int:
+        """How many blocks `blocks` can give; 1 of a network that shows its last one only."""
+        return self.model.depth if isinstance(self.model, VisionTransformer) else 1
+
+    @torch.no_grad()
+    def blocks(self, images: Tensor, n: int) -> list[tuple[Tensor, Tensor]]:
+        """What the last blocks put out, each after the final norm, which is the last one's.
+
+        Args:
+            images: [B, C, S, S], preprocessed.
+            n: How many blocks, 1 to `depth`.
+
+        Returns:
+            CLS [B, D] and patches [B, D, h, w] of each, the last block last; the last equals
+            `features`.
+
+        Raises:
+            InputError: There are not so many.
+
+        Reference:
+            DINOv2's `get_intermediate_layers(n, reshape=True, return_class_token=True)`.
+        """
+        if not 1 <= n <= self.depth:
+            shown = "its last block only" if self.depth == 1 else f"{self.depth} blocks"
+            raise InputError(f"{n} blocks asked for; {self.name} shows {shown}. Ask for fewer.")
+        if not isinstance(self.model, VisionTransformer):
+            return [self.features(images)]
+        vit, x = self.model, self.model.embed(images)
+        rows, first_patch = images.shape[-2] // self.patch_size, 1 + self.model.registers
+        outputs = []
+        for index, block in enumerate(vit.blocks):
+            x = block(x)
+            if index >= vit.depth - n:
+                tokens = vit.norm(x)
+                patches = tokens[:, first_patch:].transpose(1, 2).unflatten(2, (rows, -1))
+                outputs.append((tokens[:, 0], patches))
+        return outputs
+
+    @property
     def has_attention(self) -> bool:
         """Whether `attention` can say where the encoder looks."""
         return isinstance(self.model, VisionTransformer)

@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "data.ingest": {"data", "progress"},
     "models": {"data", "distributed"},
     "objectives": {"models", "distributed"},
-    "evals": {"models"},
+    "evals": {"models", "progress"},
     "checkpoint": {"data"},
     "run_directory": {"config", "checkpoint", "data"},
     "initialise": {"config", "models", "objectives"},

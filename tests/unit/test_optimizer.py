@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from selfray.models.heads import DinoHead
+from selfray.models.layer_decay import layer_wise_rate
 from selfray.models.vit import build_vit
 from selfray.objectives.optimizer import (
     build_optimizer,
     clip_gradients,
-    layer_wise_rate,
     load_optimizer_tensors,
     optimizer_tensors,
     set_rates,
