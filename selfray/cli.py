@@ -342,16 +342,12 @@ def _features(arguments: argparse.Namespace) -> Iterator[str]:
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "encoders",
-        nargs="+",
+        nargs="*",
         metavar="ENCODER",
         help="encoders to compare, or features directories; see `selfray encoders`",
     )
-    parser.add_argument(
-        "--data", required=True, type=Path, metavar="DIR", help="dataset directory with labels"
-    )
-    parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="evaluation directory to make"
-    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="dataset directory with labels")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="evaluation directory to make")
     parser.add_argument(
         "--tasks",
         nargs="+",
@@ -359,7 +355,40 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="classification (the findings), metadata (sex, age, weight, BMI) (both)",
     )
     parser.add_argument(
+        "--probes",
+        nargs="+",
+        metavar="PROBE",
+        help="linear, knn, sgd, attentive, fine-tune, fine-tune-last-N (linear knn)",
+    )
+    parser.add_argument(
+        "--columns", nargs="+", default=(), metavar="COLUMN", help="predict further columns"
+    )
+    parser.add_argument(
+        "--label-efficiency",
+        action="store_true",
+        help="also fit linear probes on 1 to 100 %% of the training patients",
+    )
+    parser.add_argument(
+        "--sites",
+        action="store_true",
+        help="also fit linear probes on each site, and judge them on each",
+    )
+    parser.add_argument(
+        "--probe-seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="repeat what is trained step by step so many times (1)",
+    )
+    parser.add_argument(
         "--baseline", metavar="ENCODER", help="compare each encoder with this one (with each other)"
+    )
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="join earlier evaluations in place of judging encoders",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (0)"
@@ -367,16 +396,36 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> Iterator[str]:
-    from selfray.evaluate import TASKS, evaluate, results_table
-
-    evaluate(
-        arguments.encoders,
-        arguments.data,
-        arguments.out,
-        tasks=arguments.tasks or TASKS,
-        baseline=arguments.baseline,
-        seed=arguments.seed,
+    from selfray.evaluate import (
+        DEFAULT_TASKS,
+        FROZEN_PROBES,
+        compare,
+        evaluate,
+        results_table,
     )
+
+    if arguments.out is None:
+        raise InputError("--out is missing. Name the evaluation directory to make.")
+    if arguments.compare:
+        if arguments.encoders or arguments.data:
+            raise InputError("--compare joins evaluations alone. Leave out ENCODER and --data.")
+        compare(arguments.compare, arguments.out, baseline=arguments.baseline)
+    else:
+        if arguments.data is None:
+            raise InputError("--data is missing. Give a dataset directory with labels.")
+        evaluate(
+            arguments.encoders,
+            arguments.data,
+            arguments.out,
+            tasks=arguments.tasks or DEFAULT_TASKS,
+            probes=arguments.probes or FROZEN_PROBES,
+            columns=arguments.columns,
+            label_efficiency=arguments.label_efficiency,
+            sites=arguments.sites,
+            probe_seeds=arguments.probe_seeds,
+            baseline=arguments.baseline,
+            seed=arguments.seed,
+        )
     yield results_table(arguments.out)
     yield f"wrote {arguments.out}"
 
@@ -464,7 +513,7 @@ COMMANDS: dict[str, _Command] = {
     ),
     "evaluate": _Command(
         "Compare encoders on the labels of a dataset",
-        "ENCODER [ENCODER ...] --data DIR --out DIR [options]",
+        "(ENCODER [ENCODER ...] --data DIR | --compare DIR [DIR ...]) --out DIR [options]",
         _evaluate_arguments,
         _evaluate,
     ),

@@ -1,5 +1,15 @@
 """Encoders x tasks x dataset -> results: what encoders know, with the uncertainty of it."""
 
-from selfray.evaluate.stage import FORMAT_NAME, TASKS, evaluate, results_table
+from selfray.evaluate.judge import FROZEN_PROBES
+from selfray.evaluate.stage import DEFAULT_TASKS, FORMAT_NAME, TASKS, compare, evaluate
+from selfray.evaluate.tables import results_table
 
-__all__ = ["FORMAT_NAME", "TASKS", "evaluate", "results_table"]
+__all__ = [
+    "DEFAULT_TASKS",
+    "FORMAT_NAME",
+    "FROZEN_PROBES",
+    "TASKS",
+    "compare",
+    "evaluate",
+    "results_table",
+]

@@ -1,96 +1,72 @@
-"""Encoders x tasks x dataset -> results: what frozen features know, with the uncertainty of it.
+"""Encoders x tasks x dataset -> an evaluation directory.
 
 Every encoder is judged by the same probes on the same patients. Probes are fitted on the train
-split, their penalty (or k) is chosen on the validate split, every number is of the test split.
+split, what must be chosen is chosen on the validate split, every number is of the test split.
 
-`results.jsonl` has one line a (encoder, task, target, metric, probe). Target `macro` is the mean
-over the findings. A paired difference between two encoders is a line with metric
-`auroc_difference` (or `auprc_`, `r2_`) and the other encoder as `reference`; positive when
-`encoder` is better. A metric that is not defined has value null and a `reason`.
+`results.jsonl` has one line a (encoder, task, target, metric, probe), and more fields where they
+apply: `trained_on` a part of the train split, `subgroup` of the test images, `reference` of a
+paired difference. Beside it lie `predictions.parquet` and `held_out.parquet`, from which every
+number can be computed again, and tables of the main numbers as CSV and LaTeX.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import re
 import shlex
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selfray.data.dataset import RadiographDataset, write_atomically
+from selfray.data.dataset import write_atomically
 from selfray.errors import InputError, nearest
-from selfray.evals.knn import NEIGHBOURS, knn_scores
-from selfray.evals.linear_probe import (
-    REAL_TARGETS,
-    ProbeData,
-    fit_probes,
-    select,
-    target_values,
+from selfray.evals.statistics import RESAMPLES
+from selfray.evaluate.benchmark import open_benchmark
+from selfray.evaluate.held_out import (
+    Fit,
+    HeldOut,
+    Judged,
+    predictions_table,
+    read_predictions,
+    write_table,
 )
-from selfray.evals.metrics import auroc_by_column, binary_metrics, real_metrics
-from selfray.evals.statistics import (
-    PatientResamples,
-    binary_resampled,
-    interval,
-    real_resampled,
-    resample,
+from selfray.evaluate.judge import (
+    FROZEN_PROBES,
+    Protocol,
+    judge,
+    require_probes,
+    require_usable,
 )
-from selfray.feature_directory import Features, is_feature_directory, open_features
-from selfray.features import extract_features, require_encoder
+from selfray.evaluate.score import score
+from selfray.evaluate.tables import write_tables
 
 FORMAT_NAME = "selfray-evaluation"
+VERSION = 2
 TASKS = ("classification", "metadata")
-
-_METADATA = ("sex", *REAL_TARGETS)
-_MACRO = "macro"
-_COMPARED = {"auroc", "r2"}  # metrics that get paired differences
+DEFAULT_TASKS = TASKS
 
 
 @dataclass(frozen=True)
-class _Split:
-    """The images of one split: positions in the dataset, and their targets."""
+class _Choice:
+    """What was asked for."""
 
-    rows: np.ndarray
-    targets: np.ndarray  # [n, K]
-
-
-@dataclass(frozen=True)
-class _Benchmark:
-    """What every encoder is judged on."""
-
-    data: RadiographDataset
-    names: tuple[str, ...]  # K targets
-    splits: dict[str, _Split]
-    image_ids: np.ndarray  # of the test split, as the next
-    patients: np.ndarray
-    resamples: PatientResamples
+    encoders: tuple[str, ...]
+    tasks: tuple[str, ...]
+    protocol: Protocol
+    columns: tuple[str, ...]
+    baseline: str | None
     seed: int
 
-
-@dataclass
-class _Judged:
-    """One encoder's results.
-
-    `points` and `distributions` are by (target, metric, probe); the latter are over the resamples.
-    """
-
-    encoder: str
-    manifest: dict[str, Any]
-    arrays: str
-    predictions: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-    points: dict[tuple[str, str, str], float] = field(default_factory=dict)
-    distributions: dict[tuple[str, str, str], np.ndarray] = field(default_factory=dict)
+    def command(self, data: Path, out: Path) -> str:
+        """The command that gives the same."""
+        words = ["selfray", "evaluate", *self.encoders, "--data", str(data), "--out", str(out)]
+        words += ["--tasks", *self.tasks, *self.protocol.options(), "--seed", str(self.seed)]
+        words += ["--columns", *self.columns] if self.columns else []
+        words += ["--baseline", self.baseline] if self.baseline else []
+        return shlex.join(words)
 
 
 def evaluate(
@@ -98,80 +74,207 @@ def evaluate(
     data: Path,
     out: Path,
     *,
-    tasks: Sequence[str] = TASKS,
+    tasks: Sequence[str] = DEFAULT_TASKS,
+    probes: Sequence[str] = FROZEN_PROBES,
+    columns: Sequence[str] = (),
+    label_efficiency: bool = False,
+    sites: bool = False,
+    probe_seeds: int = 1,
     baseline: str | None = None,
     seed: int = 0,
 ) -> Path:
-    """Judge encoders on a dataset's findings and patient records.
+    """Judge encoders on a dataset's findings, patient records and masks.
 
-    Features are kept under `OUT/features`, so that the same command, interrupted or repeated with
-    more encoders, goes on with what is done.
+    Features and finished parts are kept below `OUT`, so that the same command, interrupted or
+    repeated with more encoders or probes, goes on with what is done.
 
     Args:
         encoders: Names, run directories, Hugging Face directories, `random:ARCH`, `pixels:pca`,
             `pixels:16x16`, or feature directories made from `data`.
         data: Dataset directory with train, validate and test splits.
         out: Evaluation directory.
-        tasks: `classification` (the findings) and `metadata` (sex, age, weight, BMI).
+        tasks: `classification` (the findings), `metadata` (sex, age, weight, BMI),
+            `segmentation` (the masks).
+        probes: `linear`, `knn`, `sgd`, `attentive`, `fine-tune`, `fine-tune-last-N`.
+        columns: Further columns of the dataset to predict, such as `view` or `site`.
+        label_efficiency: Also fit linear probes on 1 to 100 % of the training patients.
+        sites: Also fit linear probes on each site, and judge them on each.
+        probe_seeds: How often trained probes and decoders are repeated, >= 1.
         baseline: Compare each encoder with this one only; default: with each other one.
         seed: Of the bootstrap, 0 to 2**32 - 1.
 
     Returns:
-        `out`, with `results.jsonl`, `predictions.parquet` and `evaluation.json`.
+        `out`.
 
     Raises:
-        InputError: An empty split, no labels at all, unknown task or baseline, features of another
-            dataset, or `out` holds something else.
+        InputError: An empty split, no labels at all, unknown task, probe, column or baseline,
+            features of another dataset, or `out` holds something else.
     """
-    encoders = list(dict.fromkeys(encoders))
-    _require_valid(encoders, tasks, baseline, seed)
+    choice = _Choice(
+        encoders=tuple(dict.fromkeys(encoders)),
+        tasks=tuple(dict.fromkeys(tasks)),
+        protocol=Protocol(tuple(dict.fromkeys(probes)), label_efficiency, sites, probe_seeds),
+        columns=tuple(dict.fromkeys(columns)),
+        baseline=baseline,
+        seed=seed,
+    )
+    _require_valid(choice)
     _require_evaluation_or_empty(out)
-    benchmark = _open_benchmark(data, tasks, seed)
-    for encoder in encoders:
-        _require_usable(encoder, benchmark)
-    (out / "features").mkdir(parents=True, exist_ok=True)
-    judged = []
-    for encoder in encoders:
-        directory = _feature_directory(encoder, data, out)
-        judged.append(_judge(encoder, open_features(directory), benchmark))
-    lines = [line for one in judged for line in _result_lines(one, benchmark)]
-    for one in judged:
-        for other in judged:
-            if other is not one and baseline in (None, other.encoder):
-                lines.extend(_difference_lines(one, other, benchmark))
-    _write_predictions(out / "predictions.parquet", judged, benchmark)
-    command = ["selfray", "evaluate", *encoders, "--data", str(data), "--out", str(out)]
-    command += ["--tasks", *tasks, "--seed", str(seed)]
-    command += ["--baseline", baseline] if baseline else []
-    description = _describe(judged, benchmark, tasks, baseline, shlex.join(command))
+    benchmark = open_benchmark(data, choice.tasks, choice.columns)
+    for encoder in choice.encoders:
+        require_usable(encoder, benchmark)
+    out.mkdir(parents=True, exist_ok=True)
+    judged = [judge(encoder, benchmark, choice.protocol, out) for encoder in choice.encoders]
+    info = benchmark.data.info
+    described = {
+        "command": choice.command(data, out),
+        "data": str(data),
+        "dataset": {
+            name: info[name] for name in ("name", "origin", "fingerprint", "synthetic", "counts")
+        },
+        "tasks": list(choice.tasks),
+    }
+    _write(out, judged, benchmark.held_out, described, baseline, seed)
+    return out
+
+
+def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = None) -> Path:
+    """Join earlier evaluations of one dataset, without running anything again.
+
+    Args:
+        evaluations: Two or more evaluation directories with the same test images and seed.
+        out: Evaluation directory to make.
+        baseline: As for `evaluate`.
+
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: An evaluation of other images, or one that is not finished or of an older
+            version; an encoder in two of them.
+    """
+    _require_evaluation_or_empty(out)
+    parts = [_read(directory) for directory in evaluations]
+    first_described, held_out, _ = parts[0]
+    judged: list[Judged] = []
+    for directory, (described, images, members) in zip(evaluations, parts, strict=True):
+        if described["seed"] != first_described["seed"] or images.key != held_out.key:
+            raise InputError(
+                f"{directory} was evaluated on other images, targets or with another seed than "
+                f"{evaluations[0]}. Compare evaluations of one dataset, tasks and seed."
+            )
+        twice = {one.encoder for one in members} & {one.encoder for one in judged}
+        if twice:
+            raise InputError(
+                f"{directory} and an evaluation before it both hold {sorted(twice)[0]}. Leave one "
+                "out, or evaluate it under another path."
+            )
+        judged += members
+    _require_baseline(baseline, [one.encoder for one in judged])
+    described = {name: first_described[name] for name in ("data", "dataset", "tasks")}
+    words = ["selfray", "evaluate", "--compare", *map(str, evaluations), "--out", str(out)]
+    described["command"] = shlex.join(words + (["--baseline", baseline] if baseline else []))
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out, judged, held_out, described, baseline, first_described["seed"])
+    return out
+
+
+def _write(
+    out: Path,
+    judged: Sequence[Judged],
+    held_out: HeldOut,
+    described: dict[str, Any],
+    baseline: str | None,
+    seed: int,
+) -> None:
+    lines = score(judged, held_out, seed=seed, baseline=baseline)
+    write_table(out / "held_out.parquet", held_out.table())
+    write_table(out / "predictions.parquet", predictions_table(judged, held_out))
+    write_tables(out, lines)
+    description = {
+        "format": FORMAT_NAME,
+        "version": VERSION,
+        **described,
+        "findings": [t.name for t in held_out.targets if t.task == "classification"],
+        "encoders": [_described(one) for one in judged],
+        "baseline": baseline,
+        "seed": seed,
+        "resamples": RESAMPLES,
+        "versions": {
+            package: version(package) for package in ("selfray", "torch", "numpy", "scikit-learn")
+        },
+    }
     write_atomically(out / "evaluation.json", json.dumps(description, indent=2).encode())
     # Last, because its presence says that the evaluation is complete.
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     write_atomically(out / "results.jsonl", text.encode())
-    return out
 
 
-def _require_valid(
-    encoders: list[str], tasks: Sequence[str], baseline: str | None, seed: int
-) -> None:
-    if not encoders:
+def _described(judged: Judged) -> dict[str, Any]:
+    return {
+        **judged.description,
+        "features": judged.inputs,
+        "settings": judged.settings,
+        "undefined": [[*fit, why] for fit, why in judged.undefined.items()],
+    }
+
+
+def _read(directory: Path) -> tuple[dict[str, Any], HeldOut, list[Judged]]:
+    """What `_write` wrote."""
+    try:
+        described = json.loads((directory / "evaluation.json").read_text())
+        if described["format"] != FORMAT_NAME or not (directory / "results.jsonl").is_file():
+            raise KeyError("format")
+        if described["version"] != VERSION:
+            raise InputError(
+                f"{directory} is an evaluation of version {described['version']}, this program "
+                f"compares version {VERSION}. Evaluate again, or update selfray."
+            )
+        held_out = HeldOut.of_table(pq.read_table(directory / "held_out.parquet"))
+        judged = [_judged_of(encoder) for encoder in described["encoders"]]
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        raise InputError(
+            f"{directory} holds no finished evaluation. Give one made by `selfray evaluate`."
+        ) from cause
+    predictions = read_predictions(directory / "predictions.parquet", held_out)
+    for one in judged:
+        one.predictions = predictions.get(one.encoder, {})
+    return described, held_out, judged
+
+
+def _judged_of(described: dict[str, Any]) -> Judged:
+    described = dict(described)
+    inputs, settings = described.pop("features"), described.pop("settings")
+    undefined = {Fit(*fit): why for *fit, why in described.pop("undefined")}
+    return Judged(described["name"], described, inputs, {}, undefined, settings)
+
+
+def _require_valid(choice: _Choice) -> None:
+    if not choice.encoders:
         raise InputError("no encoder was given. Name at least one, e.g. pixels:pca.")
-    for encoder in encoders:
+    for encoder in choice.encoders:
         if not encoder.isprintable():
             raise InputError(
                 f"encoder {encoder!a} holds a character that cannot be printed. Rename it."
             )
-    for task in tasks:
+    for task in choice.tasks:
         if task not in TASKS:
             raise InputError(f"task {task!r} is unknown. {nearest(task, TASKS)}")
-    if not tasks:
+    if not choice.tasks:
         raise InputError(f"no task was given. Allowed: {', '.join(TASKS)}.")
+    require_probes(choice.protocol.probes)
+    if choice.protocol.seeds < 1:
+        raise InputError(f"probe_seeds is {choice.protocol.seeds}. Give 1 or more.")
+    _require_baseline(choice.baseline, choice.encoders)
+    if not 0 <= choice.seed < 2**32:
+        raise InputError(f"seed is {choice.seed}. Allowed: 0 to {2**32 - 1}.")
+
+
+def _require_baseline(baseline: str | None, encoders: Sequence[str]) -> None:
     if baseline is not None and baseline not in encoders:
         raise InputError(
             f"baseline {baseline!r} is none of the encoders. {nearest(baseline, encoders)}"
         )
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed is {seed}. Allowed: 0 to {2**32 - 1}.")
 
 
 def _require_evaluation_or_empty(out: Path) -> None:
@@ -180,353 +283,3 @@ def _require_evaluation_or_empty(out: Path) -> None:
         raise InputError(
             f"{out} exists and holds no evaluation. Give a new directory, or remove it."
         )
-
-
-def _open_benchmark(data: Path, tasks: Sequence[str], seed: int) -> _Benchmark:
-    dataset = RadiographDataset(data)
-    names: list[str] = []
-    if "classification" in tasks:
-        names += dataset.findings
-    if "metadata" in tasks:
-        names += _METADATA
-    values = target_values(dataset.column, names) if names else np.empty((len(dataset), 0))
-    labelled = [bool((~np.isnan(column)).any()) for column in values.T]
-    if not any(labelled):
-        raise InputError(
-            f"{data} has no label for {' or '.join(tasks)}, so there is nothing to judge by. "
-            "Ingest it with --table, or choose other tasks."
-        )
-    # A record that no image has is not part of this dataset; a finding that the dataset names but
-    # never labels is reported as not defined.
-    kept = [k for k, name in enumerate(names) if labelled[k] or name in dataset.findings]
-    splits = {}
-    for split in ("train", "validate", "test"):
-        rows = dataset.rows(split)
-        if not len(rows):
-            raise InputError(
-                f"{data} has no images in its {split} split; probes are fitted on train, chosen "
-                "on validate and scored on test. Ingest it with all three."
-            )
-        splits[split] = _Split(rows, values[rows][:, kept])
-    test = splits["test"].rows
-    patients = dataset.column("patient_id")[test].astype(str)
-    return _Benchmark(
-        data=dataset,
-        names=tuple(names[k] for k in kept),
-        splits=splits,
-        image_ids=dataset.column("image_id")[test],
-        patients=patients,
-        resamples=PatientResamples(patients, seed=seed),
-        seed=seed,
-    )
-
-
-def _require_usable(encoder: str, benchmark: _Benchmark) -> None:
-    """Refuse a wrong name now, and not when the encoders before it have taken their hours."""
-    if not is_feature_directory(Path(encoder)):
-        require_encoder(encoder, benchmark.data)
-        return
-    manifest = open_features(Path(encoder)).manifest
-    if manifest.get("left_out"):
-        raise InputError(
-            f"{encoder} leaves out {manifest['left_out']} images of the dataset, which do not "
-            "decode. Make the dataset anew."
-        )
-    found = manifest["dataset"]["fingerprint"]
-    if found != benchmark.data.fingerprint:
-        raise InputError(
-            f"{encoder} holds features of another dataset (fingerprint {found[:12]}, the data's is "
-            f"{benchmark.data.fingerprint[:12]}). Extract them again from the data."
-        )
-
-
-def _feature_directory(encoder: str, data: Path, out: Path) -> Path:
-    """Where the encoder's features are, made now if need be."""
-    if is_feature_directory(Path(encoder)):
-        return Path(encoder)
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", encoder).strip("-")[-60:]
-    slug = f"{readable}-{hashlib.sha256(encoder.encode()).hexdigest()[:8]}"
-    return extract_features(encoder, data, out / "features" / slug)
-
-
-def _judge(encoder: str, features: Features, benchmark: _Benchmark) -> _Judged:
-    arrays = "cls" if features.patch_mean is None else "cls+patch_mean"
-    judged = _Judged(encoder, features.manifest, arrays)
-    print(f"evaluate {encoder}: probes on {len(benchmark.names)} targets", file=sys.stderr)
-    _probe_linearly(judged, features, benchmark)
-    _probe_neighbours(judged, features, benchmark)
-    test = benchmark.splits["test"].targets
-    for (target, probe), predictions in judged.predictions.items():
-        known = test[:, benchmark.names.index(target)]
-        real = target in REAL_TARGETS
-        points = (real_metrics if real else binary_metrics)(known, predictions)
-        resampled = real_resampled if real else binary_resampled
-        distributions = resample(resampled, known, predictions, benchmark.resamples)
-        for metric, value in points.items():
-            if probe == "linear" or metric == "auroc":
-                judged.points[target, metric, probe] = value
-                judged.distributions[target, metric, probe] = distributions[metric]
-    _add_macro(judged, benchmark)
-    return judged
-
-
-def _probe_linearly(judged: _Judged, features: Features, benchmark: _Benchmark) -> None:
-    arrays = [a for a in (features.cls, features.patch_mean) if a is not None]
-    data = {
-        name: ProbeData(
-            np.concatenate([a[split.rows] for a in arrays], axis=1),
-            split.targets,
-            benchmark.names,
-        )
-        for name, split in benchmark.splits.items()
-    }
-    probes = fit_probes(data["train"], data["validate"])
-    judged.reasons.update(probes.undefined)
-    for target, values in probes.predict(data["test"].features).items():
-        judged.predictions[target, "linear"] = values
-
-
-def _probe_neighbours(judged: _Judged, features: Features, benchmark: _Benchmark) -> None:
-    """k-NN on CLS tokens, as published; k by AUROC on the validate split."""
-    binary = [k for k, name in enumerate(benchmark.names) if name not in REAL_TARGETS]
-    if not binary:
-        return
-    train, validate, test = (benchmark.splits[s] for s in ("train", "validate", "test"))
-    queries = features.cls[np.concatenate([validate.rows, test.rows])]
-    scores = knn_scores(features.cls[train.rows], train.targets[:, binary], queries)
-    on_validate = np.stack(
-        [
-            auroc_by_column(validate.targets[:, binary], scores[k][: len(validate.rows)])
-            for k in NEIGHBOURS
-        ]
-    )
-    for t, best in enumerate(select(on_validate, NEIGHBOURS)):
-        target = benchmark.names[binary[t]]
-        if target not in judged.reasons:
-            chosen = scores[NEIGHBOURS[best]][len(validate.rows) :, t]
-            judged.predictions[target, "knn"] = chosen
-
-
-def _add_macro(judged: _Judged, benchmark: _Benchmark) -> None:
-    """The mean over the findings that are defined.
-
-    A resample that lacks a class of a rare finding takes that finding's point, so that the mean
-    does not jump because a finding that is easy or hard dropped out, and stays within 0 to 1.
-    """
-    for probe, metrics in (("linear", ("auroc", "auprc")), ("knn", ("auroc",))):
-        for metric in metrics:
-            keys = [
-                (finding, metric, probe)
-                for finding in benchmark.data.findings
-                if not math.isnan(judged.points.get((finding, metric, probe), math.nan))
-            ]
-            if keys:
-                key = (_MACRO, metric, probe)
-                points = np.array([judged.points[k] for k in keys])
-                values = np.stack([judged.distributions[k] for k in keys], axis=1)  # [R, F]
-                defined = ~np.isnan(values)
-                means = np.where(defined, values, points).mean(axis=1)
-                judged.points[key] = float(points.mean())
-                judged.distributions[key] = np.where(defined.any(axis=1), means, np.nan)
-
-
-def _line(
-    judged: _Judged, target: str, metric: str, probe: str, benchmark: _Benchmark
-) -> dict[str, Any]:
-    """The fields that every line has."""
-    findings = [k for k, n in enumerate(benchmark.names) if n in benchmark.data.findings]
-    columns = findings if target == _MACRO else [benchmark.names.index(target)]
-    test = benchmark.splits["test"].targets[:, columns]
-    known = ~np.isnan(test).all(axis=1)
-    line: dict[str, Any] = {
-        "encoder": judged.encoder,
-        "task": "metadata" if target in _METADATA else "classification",
-        "target": target,
-        "metric": metric,
-        "value": None,
-        "ci_low": None,
-        "ci_high": None,
-        "n": int(known.sum()),
-        "n_patients": len(set(benchmark.patients[known])),
-        "split": "test",
-        "seed": benchmark.seed,
-        "features": judged.arrays if probe == "linear" else "cls",
-        "probe": probe,
-    }
-    if target != _MACRO and target not in REAL_TARGETS and known.any():
-        line["prevalence"] = float(np.nanmean(test))
-    return line
-
-
-def _enough_patients(judged: _Judged, target: str, benchmark: _Benchmark) -> bool:
-    """Whether resamples of the patients say anything about the spread of a number.
-
-    One patient is the same wherever it is drawn, so that the interval would have next to no width,
-    which is not certainty. Needed are two patients of each class; of a real-valued target, two in
-    all; of the macro, one finding that has them.
-    """
-    if target == _MACRO:
-        defined = {name for name, _ in judged.predictions} & set(benchmark.data.findings)
-        return any(_enough_patients(judged, finding, benchmark) for finding in defined)
-    known = benchmark.splits["test"].targets[:, benchmark.names.index(target)]
-    real = target in REAL_TARGETS
-    groups = [~np.isnan(known)] if real else [known == 0, known == 1]
-    return all(len(set(benchmark.patients[group])) > 1 for group in groups)
-
-
-def _set_value(line: dict[str, Any], value: float, distribution: np.ndarray, enough: bool) -> None:
-    bounds = interval(distribution)
-    numbers = {"value": value}
-    if enough:
-        numbers |= {"ci_low": bounds.low, "ci_high": bounds.high}
-    line |= {name: None if math.isnan(number) else number for name, number in numbers.items()}
-    line["resamples_left_out"] = bounds.left_out
-
-
-def _result_lines(judged: _Judged, benchmark: _Benchmark) -> list[dict[str, Any]]:
-    lines = []
-    for (target, metric, probe), value in judged.points.items():
-        line = _line(judged, target, metric, probe, benchmark)
-        enough = _enough_patients(judged, target, benchmark)
-        _set_value(line, value, judged.distributions[target, metric, probe], enough)
-        if math.isnan(value):
-            lacking = "a second value" if target in REAL_TARGETS else "both classes"
-            line["reason"] = f"the test split lacks {lacking}"
-        lines.append(line)
-    for target, reason in judged.reasons.items():
-        metric = "r2" if target in REAL_TARGETS else "auroc"
-        lines.append(_line(judged, target, metric, "linear", benchmark) | {"reason": reason})
-    return lines
-
-
-def _difference_lines(
-    judged: _Judged, other: _Judged, benchmark: _Benchmark
-) -> list[dict[str, Any]]:
-    lines = []
-    for (target, metric, probe), value in judged.points.items():
-        if probe != "linear" or metric not in _COMPARED or math.isnan(value):
-            continue
-        key = (target, metric, probe)
-        line = _line(judged, target, f"{metric}_difference", probe, benchmark)
-        difference = judged.distributions[key] - other.distributions[key]
-        enough = _enough_patients(judged, target, benchmark)
-        _set_value(line, value - other.points[key], difference, enough)
-        lines.append(line | {"reference": other.encoder})
-    return lines
-
-
-def _write_predictions(path: Path, judged: list[_Judged], benchmark: _Benchmark) -> None:
-    """Every test prediction, so that every number can be recomputed without the encoder."""
-    test = benchmark.splits["test"].targets
-    tables = []
-    for one in judged:
-        for (target, probe), predictions in one.predictions.items():
-            n = len(predictions)
-            columns = {
-                "image_id": pa.array(benchmark.image_ids, pa.string()),
-                "patient_id": pa.array(benchmark.patients, pa.string()),
-                "encoder": pa.array([one.encoder] * n, pa.string()),
-                "probe": pa.array([probe] * n, pa.string()),
-                "target": pa.array([target] * n, pa.string()),
-                "label": pa.array(test[:, benchmark.names.index(target)], from_pandas=True),
-                "prediction": pa.array(predictions, pa.float64()),
-            }
-            tables.append(pa.table(columns))
-    if tables:
-        buffer = pa.BufferOutputStream()
-        pq.write_table(pa.concat_tables(tables), buffer)
-        write_atomically(path, buffer.getvalue().to_pybytes())
-
-
-def _describe(
-    judged: list[_Judged],
-    benchmark: _Benchmark,
-    tasks: Sequence[str],
-    baseline: str | None,
-    command: str,
-) -> dict[str, Any]:
-    info = benchmark.data.info
-    described = ("weights_sha256", "synthetic", "preprocessing", "precision")
-    return {
-        "format": FORMAT_NAME,
-        "version": 1,
-        "command": command,
-        "dataset": {
-            name: info[name] for name in ("name", "origin", "fingerprint", "synthetic", "counts")
-        },
-        "data": str(benchmark.data.directory),
-        "findings": [n for n in benchmark.names if n in benchmark.data.findings],
-        "encoders": [
-            {"name": one.encoder, "features": one.arrays}
-            | {name: one.manifest[name] for name in described}
-            for one in judged
-        ],
-        "tasks": list(tasks),
-        "baseline": baseline,
-        "seed": benchmark.seed,
-        "resamples": len(benchmark.resamples.multiplicity),
-        "versions": {
-            package: version(package) for package in ("selfray", "torch", "numpy", "scikit-learn")
-        },
-    }
-
-
-_TABLE = (
-    ("macro-AUROC", _MACRO, "auroc"),
-    ("sex AUROC", "sex", "auroc"),
-    ("age R²", "age_years", "r2"),
-    ("weight R²", "weight_kg", "r2"),
-    ("BMI R²", "bmi", "r2"),
-)
-
-
-def results_table(out: Path) -> str:
-    """The main numbers of an evaluation as text for a terminal.
-
-    Args:
-        out: Evaluation directory.
-
-    Returns:
-        Linear probes, 95 % intervals in brackets: one line an encoder; then one line for each
-        encoder that the first was compared with, the first minus the other, paired by patient.
-
-    Raises:
-        InputError: Not an evaluation directory.
-    """
-    try:
-        lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    except (OSError, ValueError) as cause:
-        raise InputError(
-            f"{out} holds no results.jsonl. Make one with `selfray evaluate`."
-        ) from cause
-    linear = [line for line in lines if line["probe"] == "linear"]
-    by_key = {
-        (line["encoder"], line.get("reference"), line["target"], line["metric"]): line
-        for line in linear
-    }
-    encoders = list(dict.fromkeys(line["encoder"] for line in linear))
-    columns = [c for c in _TABLE if any((e, None, *c[1:]) in by_key for e in encoders)]
-    compared = dict.fromkeys(
-        reference for encoder, reference, *_ in by_key if encoder in encoders[:1]
-    )
-    pairs = [(encoder, None) for encoder in encoders]
-    pairs += [(encoders[0], reference) for reference in compared if reference]
-    table = [["encoder", *(title for title, _, _ in columns)]]
-    for encoder, reference in pairs:
-        suffix, sign = ("_difference", "+") if reference else ("", "")
-        keys = [(encoder, reference, target, metric + suffix) for _, target, metric in columns]
-        name = f"{encoder} minus {reference}" if reference else encoder
-        table.append([name, *(_cell(by_key.get(key), sign) for key in keys)])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in table
-    )
-
-
-def _cell(line: dict[str, Any] | None, sign: str = "") -> str:
-    if line is None or line["value"] is None:
-        return "not defined"
-    numbers = [line["value"], line["ci_low"], line["ci_high"]]
-    value, *ends = [format(number, f"{sign}.3f") for number in numbers if number is not None]
-    return f"{value} [{', '.join(ends)}]" if ends else value

@@ -56,11 +56,19 @@ CALLS: list[tuple[str, str, str, dict[str, Any]]] = [
         {"name": "a", "to": "onnx", "out": Path("o")},
     ),
     (
-        "evaluate a b --data d --out e --tasks metadata --baseline b --seed 3",
+        "evaluate a b --data d --out e --tasks metadata --probes sgd linear --columns view site "
+        "--sites --probe-seeds 2 --baseline b --seed 3",
         "selfray.evaluate",
         "evaluate",
         {"encoders": ["a", "b"], "data": Path("d"), "out": Path("e"), "tasks": ["metadata"],
-         "baseline": "b", "seed": 3},
+         "probes": ["sgd", "linear"], "columns": ["view", "site"], "label_efficiency": False,
+         "sites": True, "probe_seeds": 2, "baseline": "b", "seed": 3},
+    ),
+    (
+        "evaluate --compare d e --out f --baseline b",
+        "selfray.evaluate",
+        "compare",
+        {"evaluations": [Path("d"), Path("e")], "out": Path("f"), "baseline": "b"},
     ),
 ]  # fmt: skip
 

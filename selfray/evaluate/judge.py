@@ -1,0 +1,244 @@
+"""From an encoder to its predictions for the test images, by the probes that were asked for.
+
+Each part is kept as soon as it is done, so that an interrupted evaluation goes on after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfray.errors import InputError, nearest
+from selfray.evals.knn import NEIGHBOURS, knn_scores
+from selfray.evals.linear_probe import fit_probes, select
+from selfray.evals.metrics import auroc_by_column
+from selfray.evaluate.benchmark import Benchmark
+from selfray.evaluate.held_out import Fit, Judged, read_judged, write_judged
+from selfray.feature_directory import Features, is_feature_directory, open_features
+from selfray.features import extract_features, require_encoder
+
+FROZEN_PROBES = ("linear", "knn")
+"""Probes that need nothing but CLS and mean patch tokens."""
+TRAINED_PROBES = ("sgd", "attentive", "fine-tune")
+"""Probes that are trained step by step on the encoder; `fine-tune-last-N` is one more."""
+
+FRACTIONS = (0.01, 0.05, 0.1, 0.5, 1.0)  # of the training patients
+PER_CLASS = (8, 32)  # patients with and without a finding
+DRAWS = 5  # of each
+
+_DESCRIBED = ("weights_sha256", "synthetic", "preprocessing", "precision")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How encoders are judged.
+
+    Attributes:
+        probes: Which.
+        label_efficiency: Whether linear probes are also fitted on parts of the training patients.
+        sites: Whether linear probes are also fitted site by site.
+        seeds: How often trained probes are repeated.
+    """
+
+    probes: tuple[str, ...] = FROZEN_PROBES
+    label_efficiency: bool = False
+    sites: bool = False
+    seeds: int = 1
+
+    def options(self) -> list[str]:
+        """As words of the command line."""
+        words = ["--probes", *self.probes]
+        words += ["--label-efficiency"] if self.label_efficiency else []
+        words += ["--sites"] if self.sites else []
+        return words + (["--probe-seeds", str(self.seeds)] if self.seeds != 1 else [])
+
+    @property
+    def needs_patches(self) -> bool:
+        """Whether the patch tokens of every image are needed."""
+        return "attentive" in self.probes
+
+
+def judge(encoder: str, benchmark: Benchmark, protocol: Protocol, out: Path) -> Judged:
+    """Fit every probe on one encoder.
+
+    Args:
+        encoder: A name, or a feature directory of the benchmark's dataset.
+        benchmark: What to predict.
+        protocol: By which probes.
+        out: Evaluation directory, in which features and parts are kept.
+    """
+    directory = feature_directory(encoder, benchmark, out, patches=protocol.needs_patches)
+    features = open_features(directory)
+    manifest = features.manifest
+    described = {"name": encoder} | {name: manifest[name] for name in _DESCRIBED}
+    described["training_data"] = list(manifest.get("training_data", ()))
+    judged = Judged(encoder, described)
+    key = _key(manifest, benchmark)
+    for part, work in _parts(encoder, features, benchmark, protocol).items():
+        file = out / "judged" / f"{_slug(encoder)}-{part}.parquet"
+        kept = read_judged(file, f"{key} {part}")
+        if kept is None:
+            print(f"evaluate {encoder}: {part}", file=sys.stderr)
+            kept = Judged(encoder, described)
+            work(kept)
+            write_judged(file, kept, f"{key} {part}")
+        judged.add(kept)
+    return judged
+
+
+def require_probes(probes: Sequence[str]) -> None:
+    """Refuse unknown probes.
+
+    Raises:
+        InputError: None, or one that is unknown.
+    """
+    known = (*FROZEN_PROBES, *TRAINED_PROBES)
+    if not probes:
+        raise InputError(f"no probe was given. Allowed: {', '.join(known)}, fine-tune-last-N.")
+    for probe in probes:
+        if probe not in known and not re.fullmatch(r"fine-tune-last-[1-9][0-9]*", probe):
+            raise InputError(f"probe {probe!r} is unknown. {nearest(probe, known)}")
+
+
+def require_usable(encoder: str, benchmark: Benchmark) -> None:
+    """Refuse a wrong name now, and not when the encoders before it have taken their hours.
+
+    Raises:
+        InputError: There is no such encoder, or its features are of other images.
+    """
+    if not is_feature_directory(Path(encoder)):
+        require_encoder(encoder, benchmark.data)
+        return
+    manifest = open_features(Path(encoder)).manifest
+    if manifest.get("left_out"):
+        raise InputError(
+            f"{encoder} leaves out {manifest['left_out']} images of the dataset, which do not "
+            "decode. Make the dataset anew."
+        )
+    found = manifest["dataset"]["fingerprint"]
+    if found != benchmark.data.fingerprint:
+        raise InputError(
+            f"{encoder} holds features of another dataset (fingerprint {found[:12]}, the data's is "
+            f"{benchmark.data.fingerprint[:12]}). Extract them again from the data."
+        )
+
+
+def feature_directory(encoder: str, benchmark: Benchmark, out: Path, *, patches: bool) -> Path:
+    """Where the encoder's features are, made now if need be."""
+    if is_feature_directory(Path(encoder)):
+        return Path(encoder)
+    name = _slug(encoder) + ("-patches" if patches else "")
+    data = benchmark.data.directory
+    return extract_features(encoder, data, out / "features" / name, patch_tokens=patches)
+
+
+def _slug(encoder: str) -> str:
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", encoder).strip("-")[-60:]
+    return f"{readable}-{hashlib.sha256(encoder.encode()).hexdigest()[:8]}"
+
+
+def _key(manifest: dict[str, Any], benchmark: Benchmark) -> str:
+    """Changes with everything that predictions depend on but the part."""
+    depends = [
+        manifest[name] for name in ("weights_sha256", "preprocessing", "precision", "dataset")
+    ]
+    depends.append([list(target) for target in benchmark.held_out.targets])
+    text = json.dumps(depends, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _parts(
+    encoder: str, features: Features, benchmark: Benchmark, protocol: Protocol
+) -> dict[str, Callable[[Judged], None]]:
+    """What is to be done, by name."""
+    parts: dict[str, Callable[[Judged], None]] = {}
+    if "linear" in protocol.probes:
+        parts["linear"] = lambda judged: _probe_linearly(judged, features, benchmark)
+    if "knn" in protocol.probes:
+        parts["knn"] = lambda judged: _probe_neighbours(judged, features, benchmark)
+    if protocol.label_efficiency:
+        parts["label-efficiency"] = lambda judged: _probe_parts(judged, features, benchmark)
+    if protocol.sites:
+        parts["sites"] = lambda judged: _probe_sites(judged, features, benchmark)
+    for probe in protocol.probes:
+        if probe not in FROZEN_PROBES:
+            for seed in range(protocol.seeds):
+                parts[f"{probe}-seed{seed}"] = lambda judged, probe=probe, seed=seed: _train(
+                    judged, encoder, features, benchmark, probe, seed
+                )
+    return parts
+
+
+def _probe_linearly(judged: Judged, features: Features, benchmark: Benchmark) -> None:
+    data = {
+        split: benchmark.features_of(split, features) for split in ("train", "validate", "test")
+    }
+    probes = fit_probes(data["train"], data["validate"])
+    judged.inputs["linear"] = _arrays(features)
+    judged.settings["linear"] = {"penalty": probes.strengths}
+    judged.undefined |= {Fit(target, "linear"): why for target, why in probes.undefined.items()}
+    for target, values in probes.predict(data["test"].features).items():
+        judged.predictions[Fit(target, "linear")] = values
+
+
+def _probe_neighbours(judged: Judged, features: Features, benchmark: Benchmark) -> None:
+    """k-NN on CLS tokens, as published; k by AUROC on the validate split."""
+    judged.inputs["knn"] = "cls"
+    binary = [k for k, name in enumerate(benchmark.names) if name not in benchmark.numbers]
+    if not binary:
+        return
+    names = [benchmark.names[k] for k in binary]
+    train, validate = (benchmark.targets[split][:, binary] for split in ("train", "validate"))
+    queries = features.cls[np.concatenate([benchmark.rows["validate"], benchmark.rows["test"]])]
+    scores = knn_scores(features.cls[benchmark.rows["train"]], train, queries)
+    on_validate = np.stack(
+        [auroc_by_column(validate, scores[k][: len(validate)]) for k in NEIGHBOURS]
+    )
+    chosen: dict[str, int] = {}
+    for t, best in enumerate(select(on_validate, NEIGHBOURS)):
+        lacking = [
+            split
+            for split, labels in (("train", train[:, t]), ("validate", validate[:, t]))
+            if len(np.unique(labels[~np.isnan(labels)])) < 2
+        ]
+        if lacking:
+            why = f"the {lacking[0]} split lacks both classes"
+            judged.undefined[Fit(names[t], "knn")] = why
+        else:
+            chosen[names[t]] = NEIGHBOURS[best]
+            predictions = scores[NEIGHBOURS[best]][len(validate) :, t]
+            judged.predictions[Fit(names[t], "knn")] = predictions
+    judged.settings["knn"] = {"neighbours": chosen}
+
+
+def _probe_parts(judged: Judged, features: Features, benchmark: Benchmark) -> None:
+    """Linear probes on ever more of the training patients."""
+    raise NotImplementedError
+
+
+def _probe_sites(judged: Judged, features: Features, benchmark: Benchmark) -> None:
+    """Linear probes on each site by itself."""
+    raise NotImplementedError
+
+
+def _train(
+    judged: Judged,
+    encoder: str,
+    features: Features,
+    benchmark: Benchmark,
+    probe: str,
+    seed: int,
+) -> None:
+    raise NotImplementedError
+
+
+def _arrays(features: Features) -> str:
+    return "cls" if features.patch_mean is None else "cls+patch_mean"
