@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from selfray.data.dataset import DatasetInfo, DatasetWriter, RadiographDataset, encode_png
 from selfray.errors import InputError, Interrupted
 from selfray.evals.statistics import PatientResamples
-from selfray.evaluate import evaluate, results_table
+from selfray.evaluate import compare, evaluate, results_table
 from selfray.feature_directory import open_features
 from selfray.features import extract_features
 from selfray.models.encoder import Encoder, Tokens
@@ -415,6 +415,37 @@ def test_an_interrupted_evaluation_goes_on_with_the_encoder_that_it_was_at(
     assert encoders["a"].model.seen == 2 * once  # not a third time
     for name in ("results.jsonl", "predictions.parquet"):
         assert (tmp_path / "e" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_joined_evaluations_give_what_one_evaluation_of_all_gives(tmp_path, data, evaluation):
+    parts = [
+        evaluate([encoder], data, tmp_path / encoder[-3:], seed=3)
+        for encoder in ("pixels:16x16", "pixels:pca")
+    ]
+    joined = compare(parts, tmp_path / "joined")
+    for name in ("results.jsonl", "predictions.parquet", "held_out.parquet", "results.csv"):
+        assert (joined / name).read_bytes() == (evaluation / name).read_bytes()
+
+
+def test_evaluations_that_cannot_be_joined_are_refused_in_one_line(tmp_path, data, evaluation):
+    other = write_dataset(tmp_path / "other", patients=45)
+    foreign = evaluate(["pixels:16x16"], other, tmp_path / "foreign", seed=3)
+    reseeded = evaluate(["pixels:16x16"], data, tmp_path / "reseeded", seed=4)
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "results.jsonl").touch()
+    (old / "evaluation.json").write_text('{"format": "selfray-evaluation", "version": 1}')
+    for second, message in (
+        (foreign, "other images"),
+        (reseeded, "another seed"),
+        (evaluation, "both hold pixels:16x16"),
+        (old, "version 1"),
+        (data, "no finished evaluation"),
+    ):
+        with pytest.raises(InputError, match=message) as raised:
+            compare([evaluation, second], tmp_path / "joined")
+        assert "\n" not in str(raised.value)
+    assert not (tmp_path / "joined").exists()
 
 
 def test_one_patient_gives_values_and_no_interval(tmp_path):

@@ -83,7 +83,7 @@ def test_a_command_calls_its_stage_with_what_was_typed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     stage = _replaced(where, name, monkeypatch)
-    if name == "evaluate":
+    if name in ("evaluate", "compare"):
         _replaced(where, "results_table", monkeypatch).return_value = "the table"
     assert main(shlex.split(line)) == 0
     positional, named = stage.call_args
