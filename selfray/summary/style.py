@@ -111,6 +111,25 @@ th.name, td.name { text-align: left; white-space: normal; }
   border-radius: 50%;
 }
 thead .swatch { display: block; margin: 0 0 0.3em auto; }
+.why {
+  display: inline-block; max-width: 9rem; white-space: normal; color: var(--muted);
+  font-size: 0.88em; line-height: 1.3;
+}
+.legend {
+  display: flex; flex-wrap: wrap; gap: 0.2rem 1.1rem; max-width: none; margin: 0.75rem 0;
+  font: 0.88rem/1.5 var(--sans);
+}
+.mark { display: inline-block; width: 1em; text-align: center; }
+thead .mark { display: block; margin-left: auto; text-align: right; }
+tr.total > * { border-top: 1px solid var(--ink); }
+.heatmaps { display: flex; flex-wrap: wrap; gap: 1rem 2.25rem; align-items: start; }
+.heatmaps > div { max-width: 100%; }
+.heatmaps .scroll { margin-top: 0.3rem; }
+h4, h5 { font: 600 0.95rem/1.3 var(--sans); margin: 1.25rem 0 0.25rem; }
+.heat th, .heat td { padding: 0.45rem 0.7rem; }
+.heat td { text-align: center; min-width: 6.5rem; }
+.heat .ci { color: inherit; }
+.heat .own { outline: 2px solid var(--ink); outline-offset: -3px; }
 details { margin: 0.75rem 0; }
 summary { cursor: pointer; font-size: 0.9rem; color: var(--link); }
 img { display: block; width: 100%; height: auto; background: #000; }
@@ -150,7 +169,7 @@ img { display: block; width: 100%; height: auto; background: #000; }
   h2 { break-after: avoid; } h3 { break-after: avoid; }
   figure, tr, .triple, .neighbours { break-inside: avoid; }
   .scroll { overflow: visible; }
-  .banner, img, .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  .banner, img, .swatch, .heat td { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
 

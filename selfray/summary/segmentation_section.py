@@ -1,0 +1,108 @@
+"""Segmentation: label maps from frozen patch tokens, label by label, and how they look."""
+
+from __future__ import annotations
+
+from selfray.summary.inputs import Evaluation
+from selfray.summary.markup import escaped, figure, listed
+from selfray.summary.number_cells import (
+    METRIC_NAMES,
+    Line,
+    fixed,
+    head,
+    interval,
+    number_cell,
+    series_mark,
+    table,
+)
+from selfray.summary.verdict import readable_names
+
+_METRICS = {"dice": 3, "iou": 3, "hd95": 2, "asd": 2}
+"""With the decimal places that are shown."""
+_DISTANCES = ("hd95", "asd")
+_MEAN = "macro"
+
+_Column = tuple[str, str]
+"""Encoder and decoder."""
+
+
+def segmentation_section(evaluation: Evaluation, note: str) -> str:
+    """What segmentation adds to the results of one evaluation.
+
+    Args:
+        evaluation: Read by `read_evaluation`.
+        note: What each caption begins with.
+
+    Returns:
+        HTML, empty when nothing was segmented.
+    """
+    lines = [
+        line
+        for line in evaluation.results
+        if line.get("task") == "segmentation"
+        and line["metric"] in _METRICS
+        and not ({"trained_on", "grouped_by"} & line.keys())
+    ]
+    if not lines:
+        return ""
+    names = readable_names(evaluation.encoders)
+    return "<h3>Segmentation</h3>" + _tables(lines, names, note)
+
+
+def _tables(lines: list[Line], names: dict[str, str], note: str) -> str:
+    metrics = [metric for metric in _METRICS if any(line["metric"] == metric for line in lines)]
+    tables = [_table([line for line in lines if line["metric"] == m], m, names) for m in metrics]
+    shown = figure(tables[0], note + _CAPTION)
+    if tables[1:]:
+        further = ", ".join(METRIC_NAMES[metric] for metric in metrics[1:])
+        shown += (
+            f"<details><summary>{further}</summary>"
+            f"{figure(''.join(tables[1:]), note + _CAPTION)}</details>"
+        )
+    return shown
+
+
+_CAPTION = (
+    "<b>Label maps against the truth.</b> Means over the test images, 95 % intervals by "
+    "resampling patients. Bold: best of the row for a decoder; †: its paired difference from the "
+    "best has an interval that contains 0. Dice and IoU: higher is better, at most 1. HD95 and "
+    "ASD: 95th percentile of the distances between the outlines, and their mean; lower is better."
+)
+
+
+def _table(lines: list[Line], metric: str, names: dict[str, str]) -> str:
+    cells = {(x["target"], (x["encoder"], str(x.get("probe", "linear")))): x for x in lines}
+    columns = list(dict.fromkeys(column for _, column in cells))
+    columns.sort(key=lambda column: list(names).index(column[0]))
+    labels = list(dict.fromkeys(label for label, _ in cells if label != _MEAN))
+    units = dict.fromkeys(str(x["unit"]) for x in lines if x.get("unit"))
+    title = METRIC_NAMES[metric] + (f" ({' or '.join(units)})" if units else "")
+    heads = head(escaped(title), "name") + "".join(
+        head(_column(list(names).index(encoder), names[encoder], decoder))
+        for encoder, decoder in columns
+    )
+    rows = [
+        f'<tr><th scope="row">{escaped(listed([label]))}</th>'
+        + "".join(_cell(cells.get((label, column)), metric) for column in columns)
+        + "</tr>"
+        for label in labels
+    ]
+    if any(label == _MEAN for label, _ in cells):
+        mean = "".join(_cell(cells.get((_MEAN, column)), metric) for column in columns)
+        rows.append(f'<tr class="total"><th scope="row">mean over the labels</th>{mean}</tr>')
+    return table(heads, rows, told=f"{title} by label", kind="groups")
+
+
+def _column(series: int, name: str, decoder: str) -> str:
+    return f'{series_mark(series)} {escaped(name)}<span class="ci">{escaped(decoder)}</span>'
+
+
+def _cell(line: Line | None, metric: str) -> str:
+    digits = _METRICS[metric]
+    if line is None or line["value"] is None:
+        return number_cell(line)
+    value = fixed(line["value"], digits)
+    if line.get("best"):
+        value = f"<b>{value}</b>"
+    elif line.get("like_best"):
+        value += '<sup title="not told from the best">†</sup>'
+    return f'<td data-value="{line["value"]!r}">{value}{interval(line, digits)}</td>'
