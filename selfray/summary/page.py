@@ -12,13 +12,25 @@ from typing import Any
 import selfray
 from selfray.data.dataset import RadiographDataset, write_atomically
 from selfray.errors import InputError
+from selfray.summary.efficiency_section import efficiency_section
 from selfray.summary.inputs import Evaluation, Inputs, Run, find_inputs, number
 from selfray.summary.markup import PHANTOM, command, escaped, facts
 from selfray.summary.pictures_section import pictures_section
 from selfray.summary.results_section import results_section
+from selfray.summary.segmentation_section import segmentation_section
+from selfray.summary.sites_section import sites_section
 from selfray.summary.style import CSS, SCRIPT
+from selfray.summary.subgroups_section import subgroups_section
 from selfray.summary.training_section import training_section
 from selfray.summary.verdict import evaluation_verdict, readable_names, run_verdict
+
+_OF_RESULTS = (
+    results_section,
+    efficiency_section,
+    subgroups_section,
+    sites_section,
+    segmentation_section,
+)
 
 
 def write_summary(directory: Path) -> Path:
@@ -41,7 +53,9 @@ def write_summary(directory: Path) -> Path:
 
 
 def _page(inputs: Inputs) -> str:
-    results = "".join(results_section(e, _phantom_note(e, inputs)) for e in inputs.evaluations)
+    results = "".join(
+        section(e, _phantom_note(e, inputs)) for e in inputs.evaluations for section in _OF_RESULTS
+    )
     sections = [f'<section id="results">{results}</section>'] if results else []
     sections += [training_section(inputs.runs, _run_is_synthetic)] if inputs.runs else []
     sections.append(pictures_section(inputs))
