@@ -112,7 +112,7 @@ th.name, td.name { text-align: left; white-space: normal; }
 }
 thead .swatch { display: block; margin: 0 0 0.3em auto; }
 .why {
-  display: inline-block; max-width: 9rem; white-space: normal; color: var(--muted);
+  display: block; max-width: 9rem; margin-left: auto; white-space: normal; color: var(--muted);
   font-size: 0.88em; line-height: 1.3;
 }
 .legend {
