@@ -2,6 +2,10 @@
 
 Findings and sex are logistic regressions, age, weight and BMI ridge regressions. Both are fitted
 on the training split; the penalty is chosen on the validation split, for each target by itself.
+
+Features may be arrays in memory or `FeatureRows` on disk. The latter, from `HELD_BYTES` on, are
+read block by block in each step, so that memory holds about 100 MiB of blocks and logits, one
+[D, D] matrix or two, some 25 numbers a problem and feature, and the labels, whatever N is.
 """
 
 from __future__ import annotations
@@ -15,6 +19,13 @@ import torch
 from torch import Tensor
 
 from selfray.errors import InputError
+from selfray.evals.feature_rows import (
+    FeatureRows,
+    HeldRows,
+    RowBlocks,
+    placed_blocks,
+    row_blocks,
+)
 from selfray.evals.logistic_solver import solve_logistic
 from selfray.evals.metrics import auroc_by_column, r2_by_column
 
@@ -22,6 +33,11 @@ from selfray.evals.metrics import auroc_by_column, r2_by_column
 # of 300 to 30,000 images falls inside it.
 STRENGTHS: tuple[float, ...] = tuple(float(s) for s in np.logspace(-2, 5, 15))
 REAL_TARGETS = ("age_years", "weight_kg", "bmi")
+
+_SCORED_BYTES = 2**28  # predictions on the validation split in memory at once
+
+Features = np.ndarray | Tensor | FeatureRows  # [N, D]
+_Score = Callable[[np.ndarray, np.ndarray], np.ndarray]  # known and predicted [N, T] to [T]
 
 
 @dataclass(frozen=True)
@@ -37,7 +53,7 @@ class Standardizer:
     scale: Tensor
 
     @classmethod
-    def of(cls, features: np.ndarray | Tensor) -> Standardizer:
+    def of(cls, features: Features) -> Standardizer:
         """Measure the training split.
 
         Args:
@@ -45,10 +61,23 @@ class Standardizer:
 
         Raises:
             InputError: No rows, or a value that is not finite.
+
+        Reference:
+            Chan, Golub & LeVeque, Algorithms for computing the sample variance, Am. Stat. 37
+            (1983), eq. 2.1: how the blocks' means and squares are merged.
         """
-        features = _matrix(features)
-        scale = features.std(dim=0, correction=0)
-        mean = features.mean(dim=0)
+        rows = _rows(features)
+        count = 0
+        mean = squares = torch.zeros(rows.shape[1], dtype=torch.float64)
+        for block in rows.blocks(torch.float64):
+            total = count + len(block)
+            block_mean = block.mean(dim=0)
+            apart = block_mean - mean
+            squares = squares + (block - block_mean).square().sum(dim=0)
+            squares = squares + apart.square() * (count * len(block) / total)
+            mean = mean + apart * (len(block) / total)
+            count = total
+        scale = (squares / count).sqrt()
         # A feature that varies only by rounding is constant; dividing by it would make noise of it.
         constant = scale <= 1e-7 * mean.abs().clamp(min=1e-30)
         return cls(mean, torch.where(constant, torch.ones_like(scale), scale))
@@ -56,6 +85,16 @@ class Standardizer:
     def __call__(self, features: np.ndarray | Tensor) -> Tensor:
         """Standardise features [N, D]; float64."""
         return (_matrix(features) - self.mean) / self.scale
+
+    def rows(self, features: Features) -> RowBlocks:
+        """Standardised features [N, D] as blocks of rows; large ones on disk stay there.
+
+        Raises:
+            InputError: No rows, or a value that is not finite.
+        """
+        if isinstance(features, FeatureRows):
+            return row_blocks(features, self.mean, self.scale)
+        return HeldRows(self(features))
 
 
 @dataclass(frozen=True)
@@ -74,9 +113,9 @@ class LogisticProbe:
     defined: Tensor
     steps: int
 
-    def logits(self, features: Tensor) -> Tensor:
-        """Logits [N, S, T] of features [N, D]."""
-        return _affine(features, self.weights, self.biases)
+    def logits(self, features: Features | RowBlocks) -> Tensor:
+        """Logits [N, S, T] of features [N, D], standardised; float64."""
+        return _affine(_rows(features), self.weights, self.biases)
 
 
 @dataclass(frozen=True)
@@ -93,13 +132,13 @@ class RidgeProbe:
     biases: Tensor
     defined: Tensor
 
-    def predict(self, features: Tensor) -> Tensor:
-        """Predictions [N, S, T] of features [N, D]."""
-        return _affine(features, self.weights, self.biases)
+    def predict(self, features: Features | RowBlocks) -> Tensor:
+        """Predictions [N, S, T] of features [N, D], standardised; float64."""
+        return _affine(_rows(features), self.weights, self.biases)
 
 
 def fit_logistic(
-    features: np.ndarray | Tensor,
+    features: Features | RowBlocks,
     labels: np.ndarray | Tensor,
     strengths: Sequence[float],
     *,
@@ -112,7 +151,7 @@ def fit_logistic(
     of the log-loss, plus strength / 2 times the squared norm of the weights; the intercept is free.
 
     Args:
-        features: [N, D], standardised.
+        features: [N, D], standardised; see `Standardizer.rows`.
         labels: [N, T]: 1, 0, or NaN where it is not known.
         strengths: S penalties, each > 0.
         tolerance: The loss ends at most this fraction above the optimum, or `max_steps` stops it.
@@ -121,7 +160,7 @@ def fit_logistic(
     Raises:
         InputError: Features that are not finite, labels other than 1, 0 and NaN, a penalty <= 0.
     """
-    features, labels = _matrix(features), _as_float64(labels)
+    rows, labels = _rows(features), _as_float64(labels)
     _require_strengths(strengths)
     known = ~labels.isnan()
     values = torch.nan_to_num(labels)
@@ -130,14 +169,13 @@ def fit_logistic(
     positives, counts = (values * known).sum(dim=0), known.sum(dim=0)
     defined = (positives > 0) & (positives < counts)
     shape = (len(strengths), labels.shape[1])
-    weights = torch.full((*shape, features.shape[1]), torch.nan, dtype=torch.float64)
+    weights = torch.full((*shape, rows.shape[1]), torch.nan, dtype=torch.float64)
     biases = torch.full(shape, torch.nan, dtype=torch.float64)
     steps = 0
     if bool(defined.any()):
         weights[:, defined], biases[:, defined], steps = solve_logistic(
-            features,
-            values[:, defined],
-            known[:, defined],
+            rows,
+            labels[:, defined],
             torch.tensor(strengths, dtype=torch.float64),
             tolerance=tolerance,
             max_steps=max_steps,
@@ -146,7 +184,7 @@ def fit_logistic(
 
 
 def fit_ridge(
-    features: np.ndarray | Tensor, targets: np.ndarray | Tensor, strengths: Sequence[float]
+    features: Features | RowBlocks, targets: np.ndarray | Tensor, strengths: Sequence[float]
 ) -> RidgeProbe:
     """Fit a ridge regression for each target and penalty, in closed form.
 
@@ -155,36 +193,51 @@ def fit_ridge(
     are known on the same rows share one eigendecomposition.
 
     Args:
-        features: [N, D], standardised.
+        features: [N, D], standardised; see `Standardizer.rows`.
         targets: [N, T], NaN where it is not known.
         strengths: S penalties, each > 0.
 
     Raises:
         InputError: Features that are not finite, infinite targets, a penalty <= 0.
     """
-    features, targets = _matrix(features), _as_float64(targets)
+    rows, targets = _rows(features), _as_float64(targets)
     _require_strengths(strengths)
     if bool(targets.isinf().any()):
         raise InputError("probe targets hold an infinite value. Make it null, or correct it.")
     penalty = torch.tensor(strengths, dtype=torch.float64)
     shape = (len(strengths), targets.shape[1])
-    weights = torch.full((*shape, features.shape[1]), torch.nan, dtype=torch.float64)
+    weights = torch.full((*shape, rows.shape[1]), torch.nan, dtype=torch.float64)
     biases = torch.full(shape, torch.nan, dtype=torch.float64)
     defined = torch.tensor([_varies(column) for column in targets.T], dtype=torch.bool)
     patterns: dict[bytes, list[int]] = {}
     for t in defined.nonzero().flatten().tolist():
         patterns.setdefault(targets[:, t].isnan().numpy().tobytes(), []).append(t)
     for columns in patterns.values():
-        rows = ~targets[:, columns[0]].isnan()
-        x, y = features[rows], targets[rows][:, columns]
-        mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
-        x = x - mean_x
-        eigenvalues, basis = torch.linalg.eigh(x.T @ x)
-        projected = basis.T @ (x.T @ (y - mean_y))  # [D, T']
+        mean_x, gram, mean_y, products = _moments(rows, targets[:, columns])
+        eigenvalues, basis = torch.linalg.eigh(gram)
+        projected = basis.T @ products  # [D, T']
         shrunk = projected / (eigenvalues.clamp(min=0)[:, None] + penalty[:, None, None])
         weights[:, columns] = (basis @ shrunk).mT
         biases[:, columns] = mean_y - weights[:, columns] @ mean_x
     return RidgeProbe(weights, biases, defined)
+
+
+def _moments(rows: RowBlocks, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features' means [D] and centred products [D, D], targets' means [T] and their centred
+    products with the features [D, T], over the rows on which the targets [N, T] are known."""
+    known = ~targets[:, 0].isnan()
+    mean_y = targets[known].mean(dim=0)
+    d = rows.shape[1]
+    mean_x = torch.zeros(d, dtype=torch.float64)
+    for place, block in placed_blocks(rows, torch.float64):
+        mean_x += block[known[place]].sum(dim=0) / known.sum()
+    gram, products = torch.zeros(d, d).double(), torch.zeros(d, targets.shape[1]).double()
+    for place, block in placed_blocks(rows, torch.float64):
+        here = known[place]
+        x = block[here] - mean_x
+        gram += x.T @ x
+        products += x.T @ (targets[place][here] - mean_y)
+    return mean_x, gram, mean_y, products
 
 
 @dataclass(frozen=True)
@@ -192,13 +245,13 @@ class ProbeData:
     """Features and targets of the images of one split.
 
     Attributes:
-        features: [N, D], not standardised.
+        features: [N, D], not standardised, in memory or on disk.
         targets: [N, K] float64, NaN where it is not known; binary ones are 1/0.
         names: K names.
         numbers: Names of the real-valued targets; all others are binary.
     """
 
-    features: np.ndarray | Tensor
+    features: Features
     targets: np.ndarray
     names: tuple[str, ...]
     numbers: frozenset[str] = frozenset(REAL_TARGETS)
@@ -228,15 +281,28 @@ class FittedProbes:
     undefined: dict[str, str]
     numbers: frozenset[str]
 
-    def predict(self, features: np.ndarray | Tensor) -> dict[str, np.ndarray]:
-        """Predictions by target, float64 [N]: probabilities for binary ones, else in their unit."""
-        standardised = self.standardizer(features)
-        predictions = {}
-        for name, weights in self.weights.items():
-            values = standardised @ weights + self.biases[name]
-            values = values if name in self.numbers else torch.sigmoid(values)
-            predictions[name] = values.numpy()
-        return predictions
+    def predict(self, features: Features) -> dict[str, np.ndarray]:
+        """Predictions by target, float64 [N].
+
+        Binary targets are given as the probability of a 1, the logistic regression's own (the
+        logistic function of its logit, 0 to 1), which calibration can be judged by; real-valued
+        ones in their unit.
+
+        Args:
+            features: [N, D], not standardised, in memory or on disk.
+        """
+        if not self.weights:
+            return {}
+        weights, biases = torch.stack(list(self.weights.values())), list(self.biases.values())
+        outputs = _affine(
+            self.standardizer.rows(features),
+            weights[None],
+            torch.tensor([biases], dtype=torch.float64),
+        )[:, 0]
+        return {
+            name: (values if name in REAL_TARGETS else torch.sigmoid(values)).numpy()
+            for name, values in zip(self.weights, outputs.T, strict=True)
+        }
 
 
 def select(scores: np.ndarray, strengths: Sequence[float]) -> np.ndarray:
@@ -273,7 +339,7 @@ def fit_probes(
         tolerance: See `fit_logistic`.
     """
     standardizer = Standardizer.of(train.features)
-    x_train, x_validate = standardizer(train.features), standardizer(validate.features)
+    x_train, x_validate = (standardizer.rows(data.features) for data in (train, validate))
     weights: dict[str, Tensor] = {}
     biases: dict[str, float] = {}
     chosen: dict[str, float] = {}
@@ -285,13 +351,11 @@ def fit_probes(
         known = validate.targets[:, columns]
         if real:
             probe = fit_ridge(x_train, train.targets[:, columns], strengths)
-            outputs, score = probe.predict(x_validate), r2_by_column
+            score = r2_by_column
         else:
             probe = fit_logistic(x_train, train.targets[:, columns], strengths, tolerance=tolerance)
-            outputs, score = probe.logits(x_validate), auroc_by_column
-        scores = np.stack(
-            [score(known, outputs[:, s].numpy()) for s in range(len(strengths))]
-        )  # [S, T]
+            score = auroc_by_column
+        scores = _scores(x_validate, probe, known, score)
         lacking = "a second value" if real else "both classes"
         for t, best in enumerate(select(scores, strengths)):
             name = train.names[columns[t]]
@@ -379,6 +443,14 @@ def _as_float64(values: np.ndarray | Tensor) -> Tensor:
     return torch.as_tensor(values).detach().to("cpu", torch.float64)
 
 
+def _rows(features: Features | RowBlocks) -> RowBlocks:
+    """Features as they are, as blocks of rows."""
+    if isinstance(features, FeatureRows):
+        zeros = torch.zeros(features.shape[1], dtype=torch.float64)
+        return row_blocks(features, zeros, zeros + 1)
+    return HeldRows(_matrix(features)) if isinstance(features, np.ndarray | Tensor) else features
+
+
 def _matrix(features: np.ndarray | Tensor) -> Tensor:
     features = _as_float64(features)
     if features.ndim != 2 or not len(features):
@@ -400,6 +472,22 @@ def _varies(column: Tensor) -> bool:
     return len(known) > 1 and bool((known != known[0]).any())
 
 
-def _affine(features: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
+def _affine(rows: RowBlocks, weights: Tensor, biases: Tensor) -> Tensor:
+    """Outputs [N, S, T] of weights [S, T, D] and biases [S, T]."""
     s, t, d = weights.shape
-    return (features @ weights.reshape(s * t, d).T).reshape(-1, s, t) + biases
+    outputs = torch.empty(rows.shape[0], s, t, dtype=torch.float64)
+    for place, block in placed_blocks(rows, torch.float64):
+        outputs[place] = (block @ weights.reshape(s * t, d).T).reshape(-1, s, t) + biases
+    return outputs
+
+
+def _scores(
+    rows: RowBlocks, probe: LogisticProbe | RidgeProbe, known: np.ndarray, score: _Score
+) -> np.ndarray:
+    """The score [S, T] of each penalty and target, as many penalties at a time as memory allows."""
+    size = max(1, _SCORED_BYTES // (8 * known.size))
+    scores = []
+    for weights, biases in zip(probe.weights.split(size), probe.biases.split(size), strict=True):
+        outputs = _affine(rows, weights, biases).numpy()
+        scores += [score(known, outputs[:, s]) for s in range(len(biases))]
+    return np.stack(scores)

@@ -2,49 +2,87 @@
 
 L-BFGS in the eigenbasis of the features' Gram matrix. There the Hessian at w = 0 is diagonal and
 known for every target and penalty, so its inverse is the first guess of each inverse Hessian, which
-saves most of the steps. Two matrix products a step serve all problems; the line search needs none,
-because logits are linear along a direction.
+saves most of the steps. A few penalties are solved first; the others start from what lies between
+those, and need few steps. A step reads the features once, block by block, for all problems
+together, with two matrix products: in float32 as far as that goes, in float64 at the end.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
+from scipy.interpolate import CubicSpline
 from torch import Tensor
 
+from selfray.evals.feature_rows import RowBlocks, placed_blocks
+
 _HISTORY = 10  # pairs kept by L-BFGS
-_CHECK_EVERY = 4  # steps; a check costs as much as a round of the line search
-_ELEMENTS = 4_000_000  # logits in memory at once (rows x problems); bounds every temporary
+_FIRST_STRENGTHS = 6  # solved from nothing; the others start between their neighbours
+_PROBLEMS = 1024  # at a time; with BLOCK_ROWS it bounds the logits in memory, 16 MiB of float64
+_DROP = 0.1  # share of solved problems from which dropping them costs less than it saves
+_SHRINK = 0.25  # of the trial length, after a trial that went too far
 
 _Pair = tuple[Tensor, Tensor, Tensor]  # change of w, change of the gradient [B, D+1], 1 / their dot
 
 
 @dataclass(frozen=True)
-class _Problems:
-    """B independent problems: features x [N, D+1] with a last column of ones, y and known [N, B],
-    ridge [B, D+1], 0 for the intercept."""
+class _Data:
+    """What all problems share: rows [N, D], eigenbasis [D, D] of their Gram matrix, and signs
+    int8 [T, N], 1 for a positive label, -1 for a negative one and 0 for null."""
 
-    x: Tensor
-    y: Tensor
-    known: Tensor
+    rows: RowBlocks
+    basis: Tensor
+    signs: Tensor
+
+
+@dataclass
+class _Problems:
+    """B independent problems and how far they are; coefficients in the eigenbasis, intercept last.
+
+    `index` [B] is a problem's place, `target` [B] its row of the signs, `ridge` [B, D+1] its
+    penalty (0 for the intercept), `inverse` [B, D+1] the first guess of the inverse Hessian's
+    diagonal, `w` and `gradient` [B, D+1], `loss` and `length` [B], the latter of the next trial.
+    """
+
+    index: Tensor
+    target: Tensor
     ridge: Tensor
+    inverse: Tensor
+    w: Tensor
+    gradient: Tensor
+    loss: Tensor
+    length: Tensor
+    history: list[_Pair]
 
     def keep(self, which: Tensor) -> _Problems:
-        return _Problems(self.x, self.y[:, which], self.known[:, which], self.ridge[which])
+        kept = [getattr(self, field.name)[which] for field in fields(self)[:-1]]
+        return _Problems(*kept, [(a[which], b[which], c[which]) for a, b, c in self.history])
 
-    def loss(self, w: Tensor, z: Tensor) -> Tensor:
-        log_loss = (torch.nn.functional.softplus(z) - self.y * z) * self.known
-        return log_loss.sum(dim=0) + 0.5 * (self.ridge * w.square()).sum(dim=1)
-
-    def gradient(self, w: Tensor, residual: Tensor) -> Tensor:
-        return residual.T @ self.x + self.ridge * w
+    @classmethod
+    def join(cls, parts: list[_Problems]) -> _Problems:
+        """All parts as one, in the order of `index`; pairs that a part lacks have weight 0."""
+        order = torch.cat([part.index for part in parts]).argsort()
+        joined = [
+            torch.cat([getattr(part, field.name) for part in parts])[order]
+            for field in fields(cls)[:-1]
+        ]
+        history = []
+        for age in range(max(len(part.history) for part in parts), 0, -1):
+            pairs = [part.history[-age] if age <= len(part.history) else None for part in parts]
+            filled = [
+                pair or (torch.zeros_like(part.w), torch.zeros_like(part.w), 0 * part.loss)
+                for pair, part in zip(pairs, parts, strict=True)
+            ]
+            history.append(tuple(torch.cat(each)[order] for each in zip(*filled, strict=True)))
+        return cls(*joined, history)
 
 
 def solve_logistic(
-    features: Tensor,
+    rows: RowBlocks,
     labels: Tensor,
-    known: Tensor,
     strengths: Tensor,
     *,
     tolerance: float,
@@ -53,155 +91,210 @@ def solve_logistic(
     """Minimise, for each target and strength, log-loss + strength / 2 x squared norm of weights.
 
     Args:
-        features: [N, D] float64, standardised.
-        labels: [N, T] float64, 1 or 0, anything finite where not known.
-        known: bool [N, T]; each target needs a known 1 and a known 0.
+        rows: Features [N, D], standardised.
+        labels: [N, T]: 1, 0, or NaN where not known; each target needs a 1 and a 0.
         strengths: [S] float64, > 0.
         tolerance: Stop when what is left to gain is below this fraction of the loss; what is left
-            is bounded from above by the gradient and the penalty's curvature.
-        max_steps: Stop then in any case.
+            is bounded from above by the gradient in float64 and the penalty's curvature.
+        max_steps: Stop then in any case. A problem also stops where float64 gives no descent.
 
     Returns:
-        Weights [S, T, D], biases [S, T], and the steps of the slowest problem.
+        Weights [S, T, D], biases [S, T], and the steps of the slowest problem; a step reads the
+        features once.
 
     Reference:
         Nocedal & Wright, Numerical Optimization, 2nd ed., algorithm 7.4 (two-loop recursion).
     """
-    mean = features.mean(dim=0)
-    # Neither centring nor rotation changes the optimum: the intercept is free, and the norm of the
-    # weights is the same in any rotated basis.
-    centred = features - mean
-    eigenvalues, basis = torch.linalg.eigh(centred.T @ centred)
-    ones = torch.ones(len(features), 1, dtype=torch.float64)
-    x = torch.cat([centred @ basis, ones], dim=1)
-    curvature = torch.cat([eigenvalues.clamp(min=0) / len(x), torch.ones(1, dtype=torch.float64)])
-    s, t = torch.cartesian_prod(torch.arange(len(strengths)), torch.arange(labels.shape[1])).unbind(
-        dim=1
-    )
-    parts, steps = [], 0
-    block = max(1, _ELEMENTS // len(x))
-    for s_part, t_part in zip(s.split(block), t.split(block), strict=True):
-        ridge = strengths[s_part, None].repeat(1, x.shape[1])
-        ridge[:, -1] = 0
-        problems = _Problems(x, labels[:, t_part], known[:, t_part].double(), ridge)
-        solved, used = _lbfgs(problems, curvature, tolerance, max_steps)
-        parts.append(solved)
+    known = ~labels.isnan()
+    signs = torch.where(known, 2 * labels - 1, 0).to(torch.int8).T.contiguous()
+    eigenvalues, basis = torch.linalg.eigh(_gram(rows))
+    curvature = torch.cat([eigenvalues.clamp(min=0) / rows.shape[0], torch.ones(1).double()])
+    data = _Data(rows, basis, signs)
+    count = known.sum(dim=0).double()
+    rate = (signs == 1).sum(dim=1) / count
+    distinct, places = np.unique(strengths.numpy(), return_inverse=True)
+    found = np.zeros((len(distinct), labels.shape[1], rows.shape[1] + 1))
+    solved: list[int] = []
+    steps = 0
+    for level in _levels(len(distinct)):
+        if solved:
+            spline = CubicSpline(np.log(distinct[solved]), found[solved])
+            start = torch.as_tensor(spline(np.log(distinct[level])))
+        else:
+            start = torch.zeros(len(level), *found.shape[1:], dtype=torch.float64)
+            start[..., -1] = torch.logit(rate)
+        penalty = torch.as_tensor(distinct[level])[:, None, None].repeat(1, *found.shape[1:])
+        penalty[..., -1] = 0
+        # The Hessian at w = 0: exact where no label is null, scaled to the labelled rows otherwise.
+        inverse = 1 / ((rate * (1 - rate) * count)[:, None] * curvature + penalty)
+        w, used = _solve(data, start, penalty, inverse, tolerance, max_steps)
+        found[level] = w.numpy()
+        solved = sorted([*solved, *level])
         steps = max(steps, used)
-    solution = torch.cat(parts).reshape(len(strengths), labels.shape[1], -1)
-    weights = solution[..., :-1] @ basis.T
-    return weights, solution[..., -1] - weights @ mean, steps
+    solution = torch.as_tensor(found[places])
+    return solution[..., :-1] @ basis.T, solution[..., -1], steps
+
+
+def _levels(count: int) -> list[list[int]]:
+    """Positions 0 to count - 1: a few spread ones, then the middles between those, and so on."""
+    solved = np.unique(np.linspace(0, count - 1, min(count, _FIRST_STRENGTHS)).round().astype(int))
+    levels = [solved.tolist()]
+    while len(solved) < count:
+        middles = np.setdiff1d((solved[1:] + solved[:-1]) // 2, solved)
+        levels.append(middles.tolist())
+        solved = np.union1d(solved, middles)
+    return levels
+
+
+def _gram(rows: RowBlocks) -> Tensor:
+    """Features' [D, D] products, which only speed the solver up: float32 is enough."""
+    gram = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+    for block in rows.blocks(torch.float32):
+        gram += block.T @ block
+    return gram
+
+
+def _solve(
+    data: _Data,
+    start: Tensor,
+    penalty: Tensor,
+    inverse: Tensor,
+    tolerance: float,
+    max_steps: int,
+) -> tuple[Tensor, int]:
+    """Coefficients [S, T, D+1] from a start and with penalties of that shape; and steps."""
+    s, t, width = start.shape
+    target = torch.arange(t).repeat(s)
+    parts, steps = [], 0
+
+    def left(problems: _Problems, direction: Tensor) -> Tensor:
+        return _left_to_gain(problems, direction) <= tolerance * problems.loss
+
+    def left_in_float32(problems: _Problems, direction: Tensor) -> Tensor:
+        # Where the penalty is weak the bound is far above what is left, and float32 may never
+        # reach it: it has done its share when the foreseen gain is small or trials go astray.
+        foreseen = -(problems.gradient * direction).sum(dim=1) / 2
+        little = foreseen <= 0.01 * tolerance * problems.loss
+        return left(problems, direction) | little | (problems.length < _SHRINK**3)
+
+    def left_in_float64(problems: _Problems, direction: Tensor) -> Tensor:
+        return left(problems, direction) | (problems.length < _SHRINK**20)
+
+    for chunk in torch.arange(s * t).split(_PROBLEMS):
+        w, ridge = start.reshape(-1, width)[chunk], penalty.reshape(-1, width)[chunk]
+        guess = inverse.reshape(-1, width)[chunk]
+        index, length = torch.arange(len(chunk)), torch.ones(len(chunk), dtype=torch.float64)
+        problems = _Problems(index, target[chunk], ridge, guess, w, w, length, length, [])
+        used = 0
+        for dtype, finished in (
+            (torch.float32, left_in_float32),
+            (torch.float64, left_in_float64),
+        ):
+            problems, more = _lbfgs(data, problems, dtype, finished, max_steps - used)
+            used += more
+        parts.append(problems.w)
+        steps = max(steps, used)
+    return torch.cat(parts).reshape(start.shape), steps
+
+
+def _evaluate(
+    data: _Data, problems: _Problems, w: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Losses [B] and gradients [B, D+1] at w [B, D+1], in one pass over the features."""
+    weights = (w[:, :-1] @ data.basis.T).to(dtype)
+    bias = w[:, -1:].to(dtype)
+    gradient = torch.zeros_like(w)
+    loss = 0.5 * (problems.ridge * w.square()).sum(dim=1)
+    for place, block in placed_blocks(data.rows, dtype):
+        signs = data.signs[:, place].to(dtype).index_select(0, problems.target)
+        margin = torch.addmm(bias, weights, block.T).mul_(signs).neg_()  # [B, n], > 0 where wrong
+        # The loss only sets the scale of the tolerance: float32 is enough, and four times faster.
+        log_loss = torch.nn.functional.softplus(margin.float()).mul_(signs.abs())
+        loss += log_loss.sum(dim=1, dtype=torch.float64)
+        residual = torch.sigmoid_(margin).mul_(signs).neg_()
+        gradient[:, :-1] += residual @ block
+        gradient[:, -1] += residual.sum(dim=1, dtype=torch.float64)
+    gradient[:, :-1] = gradient[:, :-1] @ data.basis
+    return loss, gradient + problems.ridge * w
 
 
 def _lbfgs(
-    problems: _Problems, curvature: Tensor, tolerance: float, max_steps: int
-) -> tuple[Tensor, int]:
-    """Coefficients [B, D+1], intercept last, and steps; curvature [D+1] of the loss per row."""
-    w, inverse = _start(problems, curvature)
-    z = w[:, -1].expand(problems.y.shape)
-    residual = (torch.sigmoid(z) - problems.y) * problems.known
-    gradient = problems.gradient(w, residual)
-    history: list[_Pair] = []
-    result, active = w.clone(), torch.arange(len(w))
-    step = 0
-    for step in range(max_steps):
-        direction = -_two_loop(gradient, history, inverse)
-        if step % _CHECK_EVERY == 0:
-            result[active] = w
-            unsolved = _left_to_gain(problems, gradient, direction) > tolerance * problems.loss(
-                w, z
-            )
-            if not bool(unsolved.any()):
-                return result, step
-            if float(unsolved.double().mean()) < 0.8:  # else dropping costs more than it saves
-                problems, active, z = problems.keep(unsolved), active[unsolved], z[:, unsolved]
-                w, gradient, direction = w[unsolved], gradient[unsolved], direction[unsolved]
-                inverse = inverse[unsolved]
-                history = [(a[unsolved], b[unsolved], c[unsolved]) for a, b, c in history]
-        moved = problems.x @ direction.T
-        slope = (gradient * direction).sum(dim=1)
-        length, residual = _line_search(problems, w, z, direction, moved, slope)
-        change = length[:, None] * direction
-        w, z = w + change, z + length * moved
-        previous, gradient = gradient, problems.gradient(w, residual)
-        history = [*history[1 - _HISTORY :], _pair(change, gradient - previous)]
-    result[active] = w
-    return result, step + 1
+    data: _Data,
+    problems: _Problems,
+    dtype: torch.dtype,
+    finished: Callable[[_Problems, Tensor], Tensor],
+    max_steps: int,
+) -> tuple[_Problems, int]:
+    """Go on until each problem is finished; each step tries one point of each problem.
 
+    A trial is taken unless the slope there says that it went too far (the approximate Wolfe
+    condition, which needs no difference of losses and so works at the limit of the precision). In
+    either case it tells the curvature on the way, so that the next direction is a better one.
 
-def _start(problems: _Problems, curvature: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights 0 with the intercept at the base rate, and the inverse Hessian's diagonal there.
-
-    The Hessian is exact where no label is null, and scaled to the labelled rows otherwise.
+    Reference:
+        Hager & Zhang, A new conjugate gradient method with guaranteed descent and an efficient
+        line search, SIAM J. Optim. 16 (2005), eq. 4.1 with delta = 0.1.
     """
-    count = problems.known.sum(dim=0)
-    rate = (problems.y * problems.known).sum(dim=0) / count
-    w = torch.zeros_like(problems.ridge)
-    w[:, -1] = torch.logit(rate)
-    return w, 1 / ((rate * (1 - rate) * count)[:, None] * curvature + problems.ridge)
+    problems.loss, problems.gradient = _evaluate(data, problems, problems.w, dtype)
+    problems.length = torch.ones_like(problems.loss)
+    parts = []
+    step = 1
+    while True:
+        direction = -_two_loop(problems)
+        done = finished(problems, direction)
+        if bool(done.all()) or step >= max_steps:
+            return _Problems.join([*parts, problems]), step
+        if float(done.double().mean()) >= _DROP:
+            parts.append(problems.keep(done))
+            problems, direction = problems.keep(~done), direction[~done]
+        change = problems.length[:, None] * direction
+        loss, gradient = _evaluate(data, problems, problems.w + change, dtype)
+        pair = _pair(change, gradient - problems.gradient, problems.ridge)
+        problems.history = [*problems.history[1 - _HISTORY :], pair]
+        slope = -(problems.gradient * direction).sum(dim=1)
+        taken = (gradient * direction).sum(dim=1) <= 0.8 * slope
+        problems.w = torch.where(taken[:, None], problems.w + change, problems.w)
+        problems.gradient = torch.where(taken[:, None], gradient, problems.gradient)
+        problems.loss = torch.where(taken, loss, problems.loss)
+        problems.length = torch.where(taken, torch.ones_like(loss), _SHRINK * problems.length)
+        step += 1
 
 
-def _left_to_gain(problems: _Problems, gradient: Tensor, direction: Tensor) -> Tensor:
+def _left_to_gain(problems: _Problems, direction: Tensor) -> Tensor:
     """How far each loss is above its optimum at most, [B].
 
     The penalty bends the loss by at least its strength, which bounds the weights' share; the
     intercept, which is not penalised, is covered by the decrease that L-BFGS itself foresees.
     """
+    gradient = problems.gradient
     weights = gradient[:, :-1].square().sum(dim=1) / (2 * problems.ridge[:, 0])
     return weights - (gradient * direction).sum(dim=1) / 2
 
 
-def _two_loop(gradient: Tensor, history: list[_Pair], inverse: Tensor) -> Tensor:
+def _two_loop(problems: _Problems) -> Tensor:
     """The inverse Hessian's estimate times the gradient, [B, D+1]."""
-    q = gradient.clone()
+    q = problems.gradient.clone()
     shares = []
-    for change, difference, rho in reversed(history):
+    for change, difference, rho in reversed(problems.history):
         share = rho * (change * q).sum(dim=1)
         q -= share[:, None] * difference
         shares.append(share)
-    q *= inverse
-    if history:
+    q *= problems.inverse
+    if problems.history:
         # Scale the first guess to the curvature met last.
-        _, difference, rho = history[-1]
-        met = rho * (difference * inverse * difference).sum(dim=1)
+        _, difference, rho = problems.history[-1]
+        met = rho * (difference * problems.inverse * difference).sum(dim=1)
         q *= torch.where(met > 0, 1 / met.clamp(min=1e-300), torch.ones_like(met))[:, None]
-    for (change, difference, rho), share in zip(history, reversed(shares), strict=True):
+    for (change, difference, rho), share in zip(problems.history, reversed(shares), strict=True):
         back = rho * (difference * q).sum(dim=1)
         q += (share - back)[:, None] * change
     return q
 
 
-def _pair(change: Tensor, difference: Tensor) -> _Pair:
+def _pair(change: Tensor, difference: Tensor, ridge: Tensor) -> _Pair:
     curvature = (change * difference).sum(dim=1)
-    # A problem that stands still has no curvature; its pair gets weight 0 instead of 1/0.
-    rho = torch.where(curvature > 1e-200, 1 / curvature, torch.zeros_like(curvature))
+    # The penalty alone bends the loss by this much; less is rounding, of a problem that stands
+    # still, and its pair gets weight 0.
+    least = 0.5 * (ridge * change.square()).sum(dim=1) + 1e-200
+    rho = torch.where(curvature > least, 1 / curvature, torch.zeros_like(curvature))
     return change, difference, rho
-
-
-def _line_search(
-    problems: _Problems, w: Tensor, z: Tensor, direction: Tensor, moved: Tensor, slope: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Go along `direction` until the slope has shrunk to a third, by safeguarded Newton steps.
-
-    The loss is convex, so a small slope is a low point. `moved` [N, B] is the change of the logits
-    z along the whole direction, `slope` [B] the slope at its beginning.
-
-    Returns the lengths [B] and the residuals [N, B] there.
-    """
-    linear = (problems.ridge * w * direction).sum(dim=1)
-    square = (problems.ridge * direction.square()).sum(dim=1)
-    length = torch.ones_like(slope)
-    low, high = torch.zeros_like(slope), torch.full_like(slope, torch.inf)
-    for _ in range(8):
-        p = torch.sigmoid(z + length * moved)
-        residual = (p - problems.y) * problems.known
-        here = (residual * moved).sum(dim=0) + linear + length * square
-        good = here.abs() <= 0.3 * slope.abs()
-        if bool(good.all()):
-            return length, residual
-        low, high = torch.where(here < 0, length, low), torch.where(here > 0, length, high)
-        bend = (p * (1 - p) * problems.known * moved.square()).sum(dim=0) + square
-        newton = length - here / bend.clamp(min=1e-300)
-        middle = torch.where(high.isinf(), 4 * length, (low + high) / 2)
-        inside = (newton > low) & (newton < high) & (newton < 10 * length)
-        length = torch.where(good, length, torch.where(inside, newton, middle))
-    return length, (torch.sigmoid(z + length * moved) - problems.y) * problems.known
