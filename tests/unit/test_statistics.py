@@ -12,7 +12,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from selfray.evals import statistics
+from selfray.evals import bootstrap as by_patient
 from selfray.evals.statistics import (
     PatientResamples,
     binary_resampled,
@@ -91,7 +91,7 @@ def test_a_resample_depends_on_seed_and_number_alone(monkeypatch):
     assert len(np.unique(many.multiplicity, axis=0)) == 50
     rows = np.arange(30)
     whole = np.concatenate(list(many.weights(rows)))
-    monkeypatch.setattr(statistics, "_ELEMENTS", 100)
+    monkeypatch.setattr(by_patient, "_FEWEST", 3)
     np.testing.assert_array_equal(np.concatenate(list(many.weights(rows))), whole)
 
 
@@ -101,7 +101,7 @@ def test_two_encoders_that_agree_have_a_difference_of_exactly_zero():
     resamples = PatientResamples(rng.integers(0, 40, 80).astype(str))
     a = resample(binary_resampled, labels, scores, resamples)["auroc"]
     b = resample(binary_resampled, labels, 3 * scores + 1, resamples)["auroc"]
-    assert interval(a - b) == statistics.Interval(0.0, 0.0, 0)
+    assert interval(a - b) == by_patient.Interval(0.0, 0.0, 0)
 
 
 def test_intervals_are_those_of_scipys_bootstrap_over_patients():
