@@ -86,7 +86,8 @@ def _draw(axes: Axes, course: Course) -> None:
     colour = _COLOURS[course.series % SERIES]
     low = [math.nan if v is None else v for v in course.low]
     high = [math.nan if v is None else v for v in course.high]
-    axes.fill_between(course.shares, low, high, color=colour, alpha=0.14, linewidth=0)
+    band = axes.fill_between(course.shares, low, high, color=colour, alpha=0.14, linewidth=0)
+    band.set_gid("band_1")  # names of this kind are taken out: on a page, they would come twice
     axes.plot(
         course.shares, course.values, color=colour, linewidth=1.6, markersize=5.5,
         marker=_MARKERS[course.series % SERIES], markeredgewidth=0,

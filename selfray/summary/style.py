@@ -5,6 +5,7 @@ CSS = """
   color-scheme: light dark;
   --paper: #fdfcfa; --ink: #1c1b19; --muted: #625f59; --rule: #dcd8d0; --wash: #f4f1eb;
   --link: #005a94; --warn: #7a4b00; --warn-wash: #fdf1d8;
+  --leak: #a3001b; --leak-wash: #fdeaea;
   --series-0: #0072b2; --series-1: #d55e00; --series-2: #009e73; --series-3: #b6569a;
   --series-4: #8a6d00; --series-5: #2f8fc4; --series-6: #6b6b6b; --series-7: #3b2f8f;
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
@@ -15,6 +16,7 @@ CSS = """
   :root {
     --paper: #16171a; --ink: #e9e6e0; --muted: #a5a199; --rule: #393a3e; --wash: #202226;
     --link: #7cc0f0; --warn: #f5cf87; --warn-wash: #33290f;
+    --leak: #ff9d9d; --leak-wash: #3d1216;
     --series-0: #58b2ec; --series-1: #ff8a47; --series-2: #2fc99a; --series-3: #e59acb;
     --series-4: #e0bd3c; --series-5: #9ad4f5; --series-6: #b3b3b3; --series-7: #a79cf0;
   }
@@ -44,6 +46,12 @@ a { color: var(--link); }
   max-width: none; margin: 0 0 1.75rem; padding: 0.7rem 1rem; border-left: 4px solid var(--warn);
   background: var(--warn-wash); color: var(--warn); font: 0.95rem/1.45 var(--sans);
 }
+.leak {
+  border: 3px solid var(--leak); border-left-width: 12px; background: var(--leak-wash);
+  color: var(--leak); font-size: 1.05rem;
+}
+.leak strong { font-size: 1.15rem; }
+.leak ul { margin: 0.5rem 0 0; padding-left: 1.2rem; max-width: none; }
 .lede { font-size: 1.15rem; }
 .verdict { padding-left: 1.1rem; }
 .verdict li { margin: 0.35rem 0; }
@@ -70,6 +78,14 @@ figcaption b { color: var(--ink); font-weight: 600; }
 .charts {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr));
   gap: 1.25rem 1.75rem; align-items: start;
+}
+.panels {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(13.75rem, 1fr));
+  gap: 1rem 0.75rem; align-items: start; margin-top: 1rem;
+}
+.told {
+  margin: 0.1rem 0 0; padding-left: 0.4rem; max-width: 13.75rem; color: var(--muted);
+  font: 0.78rem/1.4 var(--sans); font-variant-numeric: tabular-nums;
 }
 svg { display: block; max-width: 100%; height: auto; overflow: visible; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
@@ -127,7 +143,8 @@ tr.total > * { border-top: 1px solid var(--ink); }
 .heatmaps .scroll { margin-top: 0.3rem; }
 h4, h5 { font: 600 0.95rem/1.3 var(--sans); margin: 1.25rem 0 0.25rem; }
 .heat th, .heat td { padding: 0.45rem 0.7rem; }
-.heat td { text-align: center; min-width: 6.5rem; }
+.heat td, .heat thead th + th { text-align: center; }
+.heat td { min-width: 6.5rem; }
 .heat .ci { color: inherit; }
 .heat .own { outline: 2px solid var(--ink); outline-offset: -3px; }
 details { margin: 0.75rem 0; }
@@ -167,7 +184,7 @@ img { display: block; width: 100%; height: auto; background: #000; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav, thead button::after { display: none; }
   h2 { break-after: avoid; } h3 { break-after: avoid; }
-  figure, tr, .triple, .neighbours { break-inside: avoid; }
+  figure, tr, .panels > *, .triple, .neighbours { break-inside: avoid; }
   .scroll { overflow: visible; }
   .banner, img, .swatch, .heat td { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
