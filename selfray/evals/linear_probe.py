@@ -300,7 +300,7 @@ class FittedProbes:
             torch.tensor([biases], dtype=torch.float64),
         )[:, 0]
         return {
-            name: (values if name in REAL_TARGETS else torch.sigmoid(values)).numpy()
+            name: (values if name in self.numbers else torch.sigmoid(values)).numpy()
             for name, values in zip(self.weights, outputs.T, strict=True)
         }
 
