@@ -14,7 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,14 @@ _COLUMNS: dict[str, pa.DataType] = {
     "age_years": pa.float32(),
     "weight_kg": pa.float32(),
     "bmi": pa.float32(),  # kg/m²
+    "scanner": pa.string(),  # manufacturer and model
+    "pixel_spacing_mm": pa.float32(),  # of the pixels that are stored here; null if not square
     "mask": _ENCODED,  # PNG, uint16 bit field: bit k is set where label k of `mask_labels` is
     "finding_mask": _ENCODED,  # likewise, bit k for finding k of `findings`
     "report": pa.string(),
     "source_file": pa.string(),  # from ingest: keyed hash of the path below the folder
 }
+_RECORDS = {"number": pa.float32(), "category": pa.string()}
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class DatasetInfo:
         findings: Names of the findings, each a column of 1/0/null.
         mask_labels: Names of the bits of `mask`, lowest first, at most 16.
         pixels: How pixels were made from the source files.
+        records: Columns of this dataset alone, by name `number` or `category` (text).
     """
 
     name: str
@@ -69,9 +73,14 @@ class DatasetInfo:
     findings: tuple[str, ...]
     mask_labels: tuple[str, ...]
     pixels: str
+    records: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for what, names in (("findings", self.findings), ("mask_labels", self.mask_labels)):
+        for what, names in (
+            ("findings", self.findings),
+            ("mask_labels", self.mask_labels),
+            ("records and findings", (*self.records, *self.findings)),
+        ):
             if len(set(names)) != len(names) or set(names) & set(_COLUMNS):
                 raise InputError(f"{what} must be distinct and none of the column names: {names}")
         if len(self.mask_labels) > 16:
@@ -138,7 +147,11 @@ class DatasetWriter:
         self.out, self.info, self.rows_per_shard = out, info, rows_per_shard
         self.partial = out.with_name(out.name + ".partial")
         self._schema = pa.schema(
-            [*_COLUMNS.items(), *((finding, pa.int8()) for finding in info.findings)]
+            [
+                *_COLUMNS.items(),
+                *((name, _RECORDS[kind]) for name, kind in info.records.items()),
+                *((finding, pa.int8()) for finding in info.findings),
+            ]
         )
         self._rows: list[dict[str, Any]] = []
         plan = json.dumps({"format": FORMAT_NAME, **info.__dict__}, sort_keys=True)
@@ -323,6 +336,8 @@ class RadiographDataset:
             raise InputError(f"{directory}: a shard is missing or damaged ({cause})") from cause
         self.findings: tuple[str, ...] = tuple(self.info["findings"])
         self.mask_labels: tuple[str, ...] = tuple(self.info["mask_labels"])
+        # Datasets of before there were records have none.
+        self.records: dict[str, str] = dict(self.info.get("records", {}))
         self.fingerprint: str = self.info["fingerprint"]
         self.synthetic: bool = bool(self.info["synthetic"])
         # One chunk lookup by bisection instead of pyarrow's linear walk over the chunks.

@@ -41,6 +41,8 @@ RADIOGRAPHIC = frozenset({"CR", "DX", "DR", "RG", "RF", "XA", "PX", "MG", "IO", 
 _FIELDS = [
     "SpecificCharacterSet",
     "Modality",
+    "Manufacturer",
+    "ManufacturerModelName",
     "StudyDate",
     "StudyInstanceUID",
     "PatientID",
@@ -100,6 +102,9 @@ _VIEW_MEANINGS = {
     "lateral": "LATERAL",
 }
 
+# How far from 1 the ratio of a pixel's sides may be.
+_SQUARE = 0.01
+
 # De-identified archives write one of these for everybody: no identity, so not one patient.
 _NO_IDENTITY = frozenset({"", "0", "ANON", "ANONYMOUS", "ANONYMIZED", "NONE", "UNKNOWN"})
 
@@ -119,6 +124,8 @@ class AcquisitionRecord:
         modality: DICOM modality; None for other files.
         bits: Bits a pixel in the source.
         photometric: MONOCHROME1, MONOCHROME2, RGB, ... as found.
+        scanner: Manufacturer and model; neither serial number nor the name of a station.
+        pixel_spacing_mm: Side of a pixel; None where it is not square.
     """
 
     view: str | None = None
@@ -131,6 +138,8 @@ class AcquisitionRecord:
     modality: str | None = None
     bits: int | None = None
     photometric: str | None = None
+    scanner: str | None = None
+    pixel_spacing_mm: float | None = None
 
 
 def read_dicom(path: Path) -> tuple[np.ndarray, AcquisitionRecord]:
@@ -414,7 +423,7 @@ def _to_square_pixels(pixels: np.ndarray, header: FileDataset) -> np.ndarray:
         if height and width and height > 0 and width > 0:
             ratio = height / width
             break
-    if abs(ratio - 1) < 0.01:
+    if abs(ratio - 1) < _SQUARE:
         return pixels
     if not 0.25 <= ratio <= 4:
         raise BadImage("pixels are over four times as long as wide")
@@ -440,7 +449,34 @@ def _record(header: FileDataset) -> AcquisitionRecord:
         modality=_text(header, "Modality").upper() or None,
         bits=int(header.BitsStored),
         photometric=str(header.PhotometricInterpretation),
+        scanner=_scanner(header),
+        pixel_spacing_mm=_pixel_spacing(header),
     )
+
+
+def _scanner(header: FileDataset) -> str | None:
+    """Manufacturer and model in one line; the manufacturer once where the model begins with it."""
+    maker, model = (
+        " ".join("".join(c for c in _text(header, name) if c.isprintable()).split())
+        for name in ("Manufacturer", "ManufacturerModelName")
+    )
+    repeated = model.lower().startswith(maker.lower())
+    return (model if repeated else f"{maker} {model}".strip()) or None
+
+
+def _pixel_spacing(header: FileDataset) -> float | None:
+    """Side of a pixel in mm.
+
+    `PixelSpacing` comes first: it is that of the detector, or corrected for magnification, and
+    `ImagerPixelSpacing` is always that of the detector (PS3.3 10.7.1.3).
+    """
+    for name in ("PixelSpacing", "ImagerPixelSpacing"):
+        height, width = _number(header, name, 0), _number(header, name, 1)
+        if height is not None and width is not None and (height, width) != (0, 0):
+            square = width > 0 and abs(height / width - 1) < _SQUARE
+            # Outside, 64 pixels would span under a millimetre, or one a centimetre.
+            return height if square and 0.01 <= height <= 10 else None
+    return None
 
 
 def _view(header: FileDataset) -> str | None:

@@ -38,7 +38,7 @@ from selfray.data.dataset import (
 from selfray.data.dicom import AcquisitionRecord
 from selfray.data.image_files import FoundImages, find_images
 from selfray.data.isolated import each_in_processes
-from selfray.data.metadata_table import MetadataTable, read_metadata_table
+from selfray.data.metadata_table import MetadataTable, read_metadata_table, require_no_identifier
 from selfray.data.radiograph import (
     INTENSITIES,
     MIN_SIDE,
@@ -166,6 +166,7 @@ def ingest(
         findings=metadata.findings,
         mask_labels=(),
         pixels=f"shorter side {size} px by antialiased cubic resampling, {intensity} to 8 bits",
+        records=metadata.records,
     )
     key_file = key_file or out.with_name(out.name + ".key")
     file_list = out.with_name(out.name + ".files.csv")
@@ -182,6 +183,7 @@ def ingest(
             writer.discard()
             reasons = _listed(_by_reason(refused))
             raise InputError(f"{source}: none of {len(names)} images can be used. {reasons}.")
+        _require_no_identifier(table, metadata, writer)
         dataset = writer.finish(refused)
         (out / _COMMAND_FILE).unlink()
     return IngestCounts(
@@ -278,6 +280,7 @@ class _Decoded(NamedTuple):
     png: bytes
     record: AcquisitionRecord
     file_sha256: str
+    scale: float  # pixels stored for one in the file
 
 
 def _decode(job: tuple[str, int, str]) -> _Decoded | str:
@@ -286,9 +289,10 @@ def _decode(job: tuple[str, int, str]) -> _Decoded | str:
     try:
         radiograph = read_radiograph(Path(path))
         pixels = to_eight_bits(resize_shorter_side(radiograph.pixels, size), intensity)
+        scale = size / min(radiograph.pixels.shape)
         with Path(path).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return _Decoded(encode_png(pixels), radiograph.record, digest)
+        return _Decoded(encode_png(pixels), radiograph.record, digest, scale)
     except BadImage as refused:
         return str(refused)
     except OSError as cause:
@@ -332,11 +336,13 @@ class _RowMaker:
         study = self._hashes.of("study", f"{patient}\0{study_key or file}")
         header = {
             column: getattr(decoded.record, column)
-            for column in ("view", "sex", "age_years", "weight_kg", "bmi")
+            for column in ("view", "sex", "age_years", "weight_kg", "bmi", "scanner")
         }
+        spacing = known.get("pixel_spacing_mm") or decoded.record.pixel_spacing_mm
         return {
             **header,
             **known,
+            "pixel_spacing_mm": spacing and spacing / decoded.scale,
             "image": decoded.png,
             "image_id": self._hashes.of("image", file),
             "patient_id": patient,
@@ -367,6 +373,19 @@ class _RowMaker:
         if self._split_of.setdefault(patient, split) != split:
             raise BadImage("the table puts this image in another split than its patient's first")
         return split
+
+
+def _require_no_identifier(
+    table: Path | None, metadata: MetadataTable, writer: DatasetWriter
+) -> None:
+    """Look again at the columns of the table, now that all patients are known.
+
+    Raises:
+        InputError: A column has a value of its own for most patients.
+    """
+    patients = writer.written("patient_id")
+    for name, kind in metadata.records.items():
+        require_no_identifier(f"--table {table}", name, kind, writer.written(name), patients)
 
 
 def split_of_patient(patient_id: str, seed: int) -> str:

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import csv
+import difflib
+import math
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from selfray.data.dataset import SPLITS
 from selfray.errors import InputError, nearest
 
-TEXT_COLUMNS = ("patient_id", "study_id", "split", "view", "sex", "site", "report")
-NUMBER_COLUMNS = ("age_years", "weight_kg", "bmi")
+TEXT_COLUMNS = ("patient_id", "study_id", "split", "view", "sex", "site", "scanner", "report")
+NUMBER_COLUMNS = ("age_years", "weight_kg", "bmi", "pixel_spacing_mm")
 KNOWN_COLUMNS = ("file", *TEXT_COLUMNS, *NUMBER_COLUMNS)
 
-_LARGEST = {"age_years": 120.0, "weight_kg": 700.0, "bmi": 200.0}
+MAX_CATEGORIES = 32
+"""Different values of a column of text. Each becomes a target that needs some twenty images for and
+against it in the test split, and lists of names or remarks are longer."""
+
+_LARGEST = {"age_years": 120.0, "weight_kg": 700.0, "bmi": 200.0, "pixel_spacing_mm": 10.0}
+_LARGEST_RECORD = 99_999.0  # longer numbers are record numbers, dates (20190314) and times (104523)
+# Shares of the patients from which on a column tells them apart. Text of few values is shared by
+# many; of whole numbers, such as laboratory values, many patients have one of their own.
+_TELLING = {"category": 0.5, "number": 0.9}
+_CLOSE_TO_KNOWN = (
+    0.8  # difflib's ratio of "weight" to "weight_kg", of "Patient ID" to "patient_id": 0.9
+)
+_OTHERS = (
+    "Other names are for findings (1, 0 and empty), numbers and texts of few values: rename it."
+)
+_LABEL_WORDS = frozenset(
+    {"yes", "no", "y", "n", "true", "false", "t", "f", "pos", "neg", "positive", "negative"}
+)
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M", "o": None, "u": None, "unknown": None}
 _LABELS = {"": None, "1": 1, "1.0": 1, "0": 0, "0.0": 0}
 
@@ -27,6 +47,7 @@ class MetadataTable:
 
     Attributes:
         findings: Names of the finding columns, in the order of the table.
+        records: Other columns that are not known, by name `number` or `category`.
         gives_splits: Whether the table says which split a patient is in.
         gives_patients: Whether the table says which patient an image is of.
         rows: By file (path below the ingested folder, with `/`), the values that are known.
@@ -34,6 +55,7 @@ class MetadataTable:
     """
 
     findings: tuple[str, ...] = ()
+    records: dict[str, str] = field(default_factory=dict)
     gives_splits: bool = False
     gives_patients: bool = False
     rows: dict[str, dict[str, Any]] | None = None
@@ -48,9 +70,13 @@ def read_metadata_table(path: Path, files: Iterable[str]) -> MetadataTable:
     """Read a CSV with a header line, and match its rows to files.
 
     The column `file` holds a path below the ingested folder, or a file name, or a file name
-    without suffix, where only one file has it. Known columns are `KNOWN_COLUMNS`. A column of
-    another name is a finding if it holds nothing but 1, 0 and empty. Ages above 120, and weights
-    and BMIs that are not positive, count as unknown.
+    without suffix, where only one file has it. Known columns are `KNOWN_COLUMNS`; of these,
+    `pixel_spacing_mm` is that of the file. A column of another name is a finding if it holds
+    nothing but 1, 0 and empty, a number if all its values are, else a category of at most
+    `MAX_CATEGORIES` values. What may identify a patient is refused: text that is not shared, whole
+    numbers that nearly each patient has for itself, numbers of more than five digits or with
+    leading zeros. Ages above 120, pixels above 10 mm, and weights, BMIs and pixels that are not
+    positive, count as unknown.
 
     Args:
         path: UTF-8 CSV, separated by commas, or by semicolons or tabs, with which decimal commas
@@ -82,7 +108,7 @@ def read_metadata_table(path: Path, files: Iterable[str]) -> MetadataTable:
             )
         record = dict(zip(header, (value.strip() for value in line), strict=True))
         records.append((number, record))
-    findings = _finding_columns(path, header, [record for _, record in records])
+    findings, kinds = _other_columns(path, header, [record for _, record in records])
     locate = _file_index(files)
     rows: dict[str, dict[str, Any]] = {}
     for number, record in records:
@@ -92,7 +118,7 @@ def read_metadata_table(path: Path, files: Iterable[str]) -> MetadataTable:
             continue
         if file in rows:
             raise InputError(f"{where}: this file has a row already. Give each file one row.")
-        rows[file] = _values(where, record, findings)
+        rows[file] = _values(where, record, findings, kinds)
     if records and not rows:
         raise InputError(
             f"--table {path}: no value of its column 'file' is a file of the folder. Give paths "
@@ -101,6 +127,7 @@ def read_metadata_table(path: Path, files: Iterable[str]) -> MetadataTable:
     _require_one_split_a_patient(path, rows)
     return MetadataTable(
         findings=tuple(findings),
+        records=kinds,
         gives_splits="split" in header,
         gives_patients="patient_id" in header,
         rows=rows,
@@ -127,25 +154,82 @@ def _found_columns(header: list[str]) -> str:
     return f"none of its {count} columns has a known name" if header else "the file is empty"
 
 
-def _finding_columns(path: Path, header: list[str], records: list[dict[str, str]]) -> list[str]:
-    findings, unknown = [], []
+def _other_columns(
+    path: Path, header: list[str], records: list[dict[str, str]]
+) -> tuple[list[str], dict[str, str]]:
+    """Names of the findings, and kinds by name of what else is not known."""
+    findings, kinds = [], {}
     for name in header:
         if name in KNOWN_COLUMNS:
             continue
-        values = {record[name] for record in records}
-        if values & {"-1", "-1.0"} and values <= {*_LABELS, "-1", "-1.0"}:
-            raise InputError(
-                f"--table {path}: finding {name!r} holds -1 (uncertain). Allowed: 1, 0 and empty. "
-                "Decide which of them uncertain shall be."
-            )
-        (findings if values <= set(_LABELS) else unknown).append(name)
-    if unknown:
+        where = f"--table {path}, column {name!r}"
+        values = [record[name] for record in records]
+        _require_meant(where, name, set(values))
+        if set(values) <= set(_LABELS):
+            findings.append(name)
+            continue
+        numbers = all(_as_number(value) is not None for value in values if value)
+        kinds[name] = "number" if numbers else "category"
+        patients = [record.get("patient_id", str(row)) for row, record in enumerate(records)]
+        require_no_identifier(f"--table {path}", name, kinds[name], values, patients)
+    return findings, kinds
+
+
+def _require_meant(where: str, name: str, values: set[str]) -> None:
+    """Refuse names and values that are likelier a slip than a column of their own."""
+    close = difflib.get_close_matches(name.lower(), KNOWN_COLUMNS, 1, _CLOSE_TO_KNOWN)
+    if close or not name:
         raise InputError(
-            f"--table {path}: unknown column{'s' * (len(unknown) > 1)} "
-            f"{', '.join(map(repr, unknown))}. {nearest(unknown[0], KNOWN_COLUMNS)} "
-            "A finding column holds 1, 0 and empty only."
+            f"{where}: unknown column. {nearest(name.lower(), KNOWN_COLUMNS)} {_OTHERS}"
         )
-    return findings
+    if values & {"-1", "-1.0"} and values <= {*_LABELS, "-1", "-1.0"}:
+        raise InputError(
+            f"{where}: this finding holds -1 (uncertain). Allowed: 1, 0 and empty. Decide which of "
+            "them uncertain shall be."
+        )
+    if {value.lower() for value in values} - {""} <= _LABEL_WORDS and values - {""}:
+        raise InputError(f"{where}: holds words such as yes and no. Write 1, 0 and empty.")
+
+
+def require_no_identifier(
+    where: str, name: str, kind: str, values: Sequence[Any], patients: Sequence[str]
+) -> None:
+    """Refuse a column by which patients could be told apart.
+
+    Args:
+        where: What holds the column, for the error.
+        name: Of the column.
+        kind: `number` or `category`.
+        values: Of each image, as text or as read; empty or None where not known.
+        patients: Whose image it is.
+
+    Raises:
+        InputError: It could; no value is told.
+    """
+    known = [(str(v), p) for v, p in zip(values, patients, strict=True) if v not in ("", None)]
+    different = {value for value, _ in known}
+    holders = len({patient for _, patient in known})
+    where = f"{where}, column {name!r}"
+    advice = "Leave the column out if it names patients, studies or days"
+    if kind == "category" and len(different) > MAX_CATEGORIES:
+        raise InputError(
+            f"{where}: {len(different)} different texts, at most {MAX_CATEGORIES} are taken. "
+            f"{advice}; else join values."
+        )
+    numbers = [_as_number(value) or 0.0 for value in different] if kind == "number" else []
+    if any(abs(n) > _LARGEST_RECORD for n in numbers) or any(
+        re.match(r"[+-]?0\d", value) for value in different if numbers
+    ):
+        raise InputError(
+            f"{where}: numbers of more than five digits or with leading zeros, as record numbers, "
+            f"dates and times are. {advice}; else give it in a larger unit."
+        )
+    whole = all(number.is_integer() for number in numbers)
+    if whole and len(different) > _TELLING[kind] * holders:
+        raise InputError(
+            f"{where}: {len(different)} different values of {holders} patients, nearly one for "
+            f"each, would tell them apart. {advice}; else round it or join values."
+        )
 
 
 def _file_index(files: Iterable[str]) -> dict[str, list[str]]:
@@ -170,9 +254,14 @@ def _located(where: str, name: str, index: dict[str, list[str]]) -> str | None:
     return candidates[0] if candidates else None
 
 
-def _values(where: str, record: dict[str, str], findings: list[str]) -> dict[str, Any]:
+def _values(
+    where: str, record: dict[str, str], findings: list[str], kinds: dict[str, str]
+) -> dict[str, Any]:
     """The known values of one row; unknown ones are left out."""
     values: dict[str, Any] = {name: _LABELS[record[name]] for name in findings}
+    for name, kind in kinds.items():
+        if record[name]:
+            values[name] = _as_number(record[name]) if kind == "number" else record[name]
     for name in TEXT_COLUMNS:
         if record.get(name):
             values[name] = record[name]
@@ -191,11 +280,19 @@ def _values(where: str, record: dict[str, str], findings: list[str]) -> dict[str
 
 
 def _number(where: str, text: str, largest: float) -> float | None:
+    number = _as_number(text)
+    if number is None:
+        raise InputError(f"{where}: is no number")
+    return number if 0 <= number <= largest and (number > 0 or largest == 120) else None
+
+
+def _as_number(text: str) -> float | None:
+    """A finite number with a decimal point or comma, or None for other text."""
     try:
         number = float(text.replace(",", "."))
     except ValueError:
-        raise InputError(f"{where}: is no number") from None
-    return number if 0 <= number <= largest and (number > 0 or largest == 120) else None
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _require_one_split_a_patient(path: Path, rows: dict[str, dict[str, Any]]) -> None:

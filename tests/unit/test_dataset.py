@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,6 +74,40 @@ def test_the_datasets_library_opens_it_with_the_same_pixels_and_values(tmp_path)
         assert theirs[row]["effusion"] == (1, 0, None)[row % 3]
         assert theirs[row]["nodule"] is None
         assert theirs[row]["mask"] is None
+
+
+def test_columns_of_one_dataset_alone_are_read_by_their_kind(tmp_path):
+    records = {"hb": "number", "ward": "category"}
+    writer = DatasetWriter(tmp_path / "d", info(records=records))
+    writer.add(row_of(0, hb=13.5, ward="ICU"))
+    writer.add(row_of(1))
+    ours = writer.finish()
+    assert RadiographDataset(tmp_path / "d").records == records
+    assert json.loads((tmp_path / "d" / "dataset.json").read_text())["records"] == records
+    np.testing.assert_array_equal(ours.column("hb"), [13.5, np.nan])
+    assert ours.column("ward").tolist() == ["ICU", None]
+    theirs = datasets.load_from_disk(str(tmp_path / "d"))
+    assert (theirs["hb"][:], theirs["ward"][:]) == ([13.5, None], ["ICU", None])
+    with pytest.raises(InputError, match="must be distinct"):
+        info(records={"sex": "category"})
+    with pytest.raises(InputError, match="must be distinct"):
+        info(records={"nodule": "number"})
+
+
+def test_a_dataset_of_before_there_were_records_and_scanners_is_opened(tmp_path):
+    writer = DatasetWriter(tmp_path / "d", info())
+    newer = {"scanner", "pixel_spacing_mm"}
+    writer._schema = pa.schema([f for f in writer._schema if f.name not in newer])
+    writer.add(row_of(0))
+    writer.finish()
+    description = tmp_path / "d" / "dataset.json"
+    older = json.loads(description.read_text())
+    del older["records"]
+    description.write_text(json.dumps(older))
+    opened = RadiographDataset(tmp_path / "d")
+    assert opened.records == {} and opened.column("age_years").tolist() == [20.5]
+    with pytest.raises(InputError, match="no column 'scanner'"):
+        opened.column("scanner")
 
 
 def test_rows_can_be_read_in_any_order_and_none_beyond_the_end(tmp_path):

@@ -297,6 +297,43 @@ def test_a_table_that_names_patients_must_name_all_of_them(archive, tmp_path):
     assert refused.count("has no patient_id in the table, which gives the patients") == 4
 
 
+def test_scanner_and_pixel_spacing_are_those_of_the_stored_images(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    makers = {"Manufacturer": "ACME ", "ManufacturerModelName": "Ray  1"}
+    pixels = soft_image(height=160, width=128)
+    write_dicom(source / "a.dcm", pixels, **makers, PixelSpacing=[0.2, 0.2], StationName="SECRET")
+    write_dicom(
+        source / "b.dcm", pixels, ImagerPixelSpacing=[0.1, 0.1], DeviceSerialNumber="SECRET"
+    )
+    write_dicom(source / "c.dcm", pixels, PixelSpacing=[0.2, 0.1], InstitutionName="SECRET")
+    Image.fromarray(pixels.astype(np.uint8)).save(source / "d.png")
+    (tmp_path / "t.csv").write_text("file,pixel_spacing_mm,scanner\nd,0.3,Old film\n")
+    out = tmp_path / "out"
+    ingest(source, out, size=64, workers=1, table=tmp_path / "t.csv")
+    dataset = RadiographDataset(out)
+    listed = dict(line.split(",") for line in (tmp_path / "out.files.csv").read_text().split())
+    names = [listed[file] for file in dataset.column("source_file")]
+    scanner = dict(zip(names, dataset.column("scanner"), strict=True))
+    spacing = dict(zip(names, dataset.column("pixel_spacing_mm"), strict=True))
+    assert scanner == {"a.dcm": "ACME Ray 1", "b.dcm": None, "c.dcm": None, "d.png": "Old film"}
+    # Half as many pixels, each twice as long.
+    assert [spacing[name] for name in ("a.dcm", "b.dcm", "d.png")] == pytest.approx([0.4, 0.2, 0.6])
+    assert np.isnan(spacing["c.dcm"])
+    assert not any(b"SECRET" in path.read_bytes() for path in out.iterdir())
+
+
+def test_a_column_of_identifiers_is_found_where_only_the_headers_name_the_patients(
+    archive, tmp_path
+):
+    """Six images of three patients: by image the values look shared."""
+    path = tmp_path / "t.csv"
+    path.write_text("file,called\n" + "".join(f"{i},N{i % 3}\n" for i in range(6)))
+    with pytest.raises(InputError, match="'called': 3 different values of 3 patients"):
+        ingest(archive, tmp_path / "out", size=64, workers=1, table=path)
+    assert not (tmp_path / "out").exists()
+
+
 FULL_DISK = """
 import resource, sys
 from pathlib import Path

@@ -67,10 +67,12 @@ def test_what_spreadsheets_write_where_commas_are_decimal_is_read(tmp_path, deli
         ("path,Sex\none,F\n", "the column 'file' is missing; found: path, Sex."),
         ("one.png,Jane Doe\n", "is missing; none of its 2 columns has a known name"),
         ("file,sex,sex\none,F,F\n", "'sex' is there twice"),
-        ("file,age_year\none,61\n", "unknown column 'age_year'. Did you mean 'age_years'?"),
-        ("file,age_year,hb\none,61,13\n", "unknown columns 'age_year', 'hb'. Did you mean"),
-        ("file,effusion\none,-1\nthree,1\n", "finding 'effusion' holds -1"),
-        ("file,effusion\none,yes\n", "unknown column 'effusion'"),
+        ("file,age_year\none,61\n", "'age_year': unknown column. Did you mean 'age_years'?"),
+        ("file,Weight\none,61\n", "'Weight': unknown column. Did you mean 'weight_kg'?"),
+        ("file,Patient ID\none,P1\n", "'Patient ID': unknown column. Did you mean 'patient_id'?"),
+        ("file,\none,1\n", "column '': unknown column. Allowed"),
+        ("file,effusion\none,-1\nthree,1\n", "'effusion': this finding holds -1"),
+        ("file,effusion\none,yes\n", "'effusion': holds words such as yes and no. Write 1, 0"),
         ("file,sex\ntwo.png,F\n", "row 2: 2 files have this name"),
         ("file,sex\none,F\none.png,F\n", "row 3: this file has a row already"),
         ("file,sex\none,F,3\n", "row 2: 3 values for 2 columns"),
@@ -88,6 +90,71 @@ def test_what_is_wrong_with_a_table_is_said_in_one_line(tmp_path, text, message)
         read_metadata_table(table(tmp_path, text), FILES)
     assert message in str(error.value)
     assert "\n" not in str(error.value) and "Jane" not in str(error.value)
+
+
+def many(count: int, name: str, values: list, patients: list | None = None) -> str:
+    """A table of `count` images with one column more."""
+    lines = [f"file,{name}" + ",patient_id" * bool(patients)]
+    for row in range(count):
+        patient = f",{patients[row % len(patients)]}" if patients else ""
+        lines.append(f"{row}.png,{values[row % len(values)]}{patient}")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "kind", "first"),
+    [
+        ("hb", [13.2, 11.9, "", 14.05], "number", 13.2),
+        ("hb", ['"13,2"', '"11,9"'], "number", 13.2),
+        ("bnp", [f"{80.5 + i / 7:.3f}" for i in range(200)], "number", 80.5),  # all distinct
+        ("pack_years", [0, 10, 20, 35], "number", 0),
+        ("potential", [-0.5, 0.25], "number", -0.5),
+        ("ward", ["ICU", "ER", ""], "category", "ICU"),
+        ("stage", [f"T{i}" for i in range(32)], "category", "T0"),
+    ],
+)
+def test_a_column_of_numbers_or_of_few_texts_is_a_record(tmp_path, name, values, kind, first):
+    read = read_metadata_table(
+        table(tmp_path, many(200, name, values)), [f"{row}.png" for row in range(200)]
+    )
+    assert read.records == {name: kind} and read.findings == ()
+    assert read.of("0.png") == {name: first}
+    assert all(
+        name not in read.of(f"{row}.png") for row in range(200) if values[row % len(values)] == ""
+    )
+
+
+NAMES = [f"{a}{b}" for a in "ABCDEFGHIJ" for b in "uvwxyz"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "patients", "message"),
+    [
+        ("mrn", [1_234_567 + i for i in range(200)], None, "numbers of more than five digits"),
+        ("mrn", [f"{1_234_567 + i}.0" for i in range(200)], None, "of more than five digits"),
+        ("day", [20190314], None, "numbers of more than five digits"),
+        ("time", [104523.25, 91500.5], None, "numbers of more than five digits"),
+        ("mrn", [f"{i:05d}" for i in range(200)], None, "with leading zeros"),
+        ("number", list(range(200)), None, "200 different values of 200 patients, nearly one for"),
+        # Several images of a patient: what is shared is shared by the patient alone.
+        ("number", list(range(3, 53)), list(range(50)), "50 different values of 50 patients"),
+        ("surname", NAMES[:20], NAMES[:20], "20 different values of 20 patients, nearly one"),
+        ("surname", NAMES, None, "60 different texts, at most 32"),
+        (
+            "remark",
+            ["seen", "seen again", "?"],
+            ["P", "Q", "R"],
+            "3 different values of 3 patients",
+        ),
+    ],
+)
+def test_a_column_that_may_identify_patients_is_refused(tmp_path, name, values, patients, message):
+    path = table(tmp_path, many(200, name, values, patients))
+    with pytest.raises(InputError) as error:
+        read_metadata_table(path, [f"{row}.png" for row in range(200)])
+    assert f"column {name!r}: " in str(error.value) and message in str(error.value)
+    assert "Leave the column out" in str(error.value) and "\n" not in str(error.value)
+    assert not any(str(value) in str(error.value).split("column")[1] for value in values[150:])
 
 
 def test_a_table_that_is_missing_or_not_text_is_refused(tmp_path):

@@ -239,6 +239,27 @@ def test_the_record_says_what_the_header_says(tmp_path, fields, expected):
         assert getattr(record, name) == value
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"Manufacturer": "ACME", "ManufacturerModelName": "Acme Ray"}, ("Acme Ray", None)),
+        ({"Manufacturer": "ACME", "ManufacturerModelName": ""}, ("ACME", None)),
+        ({"ManufacturerModelName": "Ray"}, ("Ray", None)),
+        ({"PixelSpacing": [0.15, 0.15], "ImagerPixelSpacing": [0.2, 0.2]}, (None, 0.15)),
+        ({"PixelSpacing": [0, 0], "ImagerPixelSpacing": [0.2, 0.2]}, (None, 0.2)),
+        ({"ImagerPixelSpacing": [0.2, 0.2005]}, (None, 0.2)),
+        ({"PixelSpacing": [0.2, 0.21]}, (None, None)),
+        ({"PixelSpacing": [25, 25]}, (None, None)),
+        ({"PixelSpacing": [-1, -1]}, (None, None)),
+        ({"PixelSpacing": [0, 0.2]}, (None, None)),
+        ({}, (None, None)),
+    ],
+)
+def test_scanner_and_square_pixels_are_read(tmp_path, fields, expected):
+    record = read_radiograph(write_dicom(tmp_path / "a.dcm", soft_image(), **fields)).record
+    assert (record.scanner, record.pixel_spacing_mm) == expected
+
+
 def test_the_view_is_found_in_the_view_code_too(tmp_path):
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator = "399173006", "SCT"

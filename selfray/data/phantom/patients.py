@@ -153,6 +153,7 @@ def _rows(patient: Patient, size: int) -> Iterator[dict[str, Any]]:
                 "view": view,
                 "site": patient.site,
                 **described,
+                "pixel_spacing_mm": rendering.pixel_spacing_mm,
                 "mask": encode_bits(rendering.masks),
                 "finding_mask": encode_bits(rendering.finding_masks),
                 "report": report,

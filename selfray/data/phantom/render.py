@@ -48,11 +48,13 @@ class Rendering:
         grams: Mass per area by material, g/cm² [H, W].
         masks: bool [len(MASK_LABELS), H, W].
         finding_masks: bool [len(FINDINGS), H, W].
+        pixel_spacing_mm: Side of a pixel on the detector.
     """
 
     grams: dict[str, np.ndarray]
     masks: np.ndarray
     finding_masks: np.ndarray
+    pixel_spacing_mm: float
 
 
 def render(
@@ -97,6 +99,7 @@ def render(
         {"soft": np.maximum(soft + nodules + plastic, 0), "bone": bone, "metal": metal},
         masks,
         _finding_masks(paths, status, masks[MASK_LABELS.index("heart")], found),
+        round(10 * beam.field / beam.size, 4),
     )
 
 
