@@ -11,7 +11,7 @@ read block by block in each step, so that memory holds about 100 MiB of blocks a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -259,6 +259,15 @@ class ProbeData:
     def columns(self, *, real: bool) -> list[int]:
         """Positions of the real-valued targets, or of the binary ones."""
         return [k for k, name in enumerate(self.names) if (name in self.numbers) == real]
+
+    def take(self, rows: np.ndarray) -> ProbeData:
+        """The images at these positions, int64 [n]; features on disk stay there."""
+        features = self.features
+        if isinstance(features, FeatureRows):
+            features = FeatureRows(features.arrays, features.rows[rows])
+        else:
+            features = features[rows]
+        return replace(self, features=features, targets=self.targets[rows])
 
 
 @dataclass(frozen=True)

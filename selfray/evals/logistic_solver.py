@@ -25,12 +25,12 @@ _PROBLEMS = 1024  # at a time; with BLOCK_ROWS it bounds the logits in memory, 1
 _DROP = 0.1  # share of solved problems from which dropping them costs less than it saves
 _SHRINK = 0.25  # of the trial length, after a trial that went too far
 
-_Pair = tuple[Tensor, Tensor, Tensor]  # change of w, change of the gradient [B, D+1], 1 / their dot
+_Pair = tuple[Tensor, Tensor, Tensor]  # change of w, change of the gradient [B, R+1], 1 / their dot
 
 
 @dataclass(frozen=True)
 class _Data:
-    """What all problems share: rows [N, D], eigenbasis [D, D] of their Gram matrix, and signs
+    """What all problems share: rows [N, D], eigenbasis [D, R] of their Gram matrix, and signs
     int8 [T, N], 1 for a positive label, -1 for a negative one and 0 for null."""
 
     rows: RowBlocks
@@ -42,9 +42,9 @@ class _Data:
 class _Problems:
     """B independent problems and how far they are; coefficients in the eigenbasis, intercept last.
 
-    `index` [B] is a problem's place, `target` [B] its row of the signs, `ridge` [B, D+1] its
-    penalty (0 for the intercept), `inverse` [B, D+1] the first guess of the inverse Hessian's
-    diagonal, `w` and `gradient` [B, D+1], `loss` and `length` [B], the latter of the next trial.
+    `index` [B] is a problem's place, `target` [B] its row of the signs, `ridge` [B, R+1] its
+    penalty (0 for the intercept), `inverse` [B, R+1] the first guess of the inverse Hessian's
+    diagonal, `w` and `gradient` [B, R+1], `loss` and `length` [B], the latter of the next trial.
     """
 
     index: Tensor
@@ -107,13 +107,13 @@ def solve_logistic(
     """
     known = ~labels.isnan()
     signs = torch.where(known, 2 * labels - 1, 0).to(torch.int8).T.contiguous()
-    eigenvalues, basis = torch.linalg.eigh(_gram(rows))
-    curvature = torch.cat([eigenvalues.clamp(min=0) / rows.shape[0], torch.ones(1).double()])
+    eigenvalues, basis = _eigenbasis(rows)
+    curvature = torch.cat([eigenvalues / rows.shape[0], torch.ones(1, dtype=torch.float64)])
     data = _Data(rows, basis, signs)
     count = known.sum(dim=0).double()
     rate = (signs == 1).sum(dim=1) / count
     distinct, places = np.unique(strengths.numpy(), return_inverse=True)
-    found = np.zeros((len(distinct), labels.shape[1], rows.shape[1] + 1))
+    found = np.zeros((len(distinct), labels.shape[1], len(curvature)))
     solved: list[int] = []
     steps = 0
     for level in _levels(len(distinct)):
@@ -146,12 +146,22 @@ def _levels(count: int) -> list[list[int]]:
     return levels
 
 
-def _gram(rows: RowBlocks) -> Tensor:
-    """Features' [D, D] products, which only speed the solver up: float32 is enough."""
-    gram = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+def _eigenbasis(rows: RowBlocks) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [R] and eigenvectors [D, R] of the features' Gram matrix; R = min(N, D).
+
+    With fewer rows than features the weights of the optimum lie in the span of the rows.
+    Otherwise float32 is enough, for the basis only speeds the solver up.
+    """
+    n, d = rows.shape
+    if n < d:
+        x = torch.cat(list(rows.blocks(torch.float64)))
+        _, singular, basis = torch.linalg.svd(x, full_matrices=False)
+        return singular.square(), basis.T
+    gram = torch.zeros(d, d, dtype=torch.float64)
     for block in rows.blocks(torch.float32):
         gram += block.T @ block
-    return gram
+    eigenvalues, basis = torch.linalg.eigh(gram)
+    return eigenvalues.clamp(min=0), basis
 
 
 def _solve(
@@ -162,7 +172,7 @@ def _solve(
     tolerance: float,
     max_steps: int,
 ) -> tuple[Tensor, int]:
-    """Coefficients [S, T, D+1] from a start and with penalties of that shape; and steps."""
+    """Coefficients [S, T, R+1] from a start and with penalties of that shape; and steps."""
     s, t, width = start.shape
     target = torch.arange(t).repeat(s)
     parts, steps = [], 0
@@ -200,10 +210,11 @@ def _solve(
 def _evaluate(
     data: _Data, problems: _Problems, w: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Losses [B] and gradients [B, D+1] at w [B, D+1], in one pass over the features."""
+    """Losses [B] and gradients [B, R+1] at w [B, R+1], in one pass over the features."""
     weights = (w[:, :-1] @ data.basis.T).to(dtype)
     bias = w[:, -1:].to(dtype)
-    gradient = torch.zeros_like(w)
+    gradient = torch.zeros(len(w), data.rows.shape[1], dtype=torch.float64)
+    intercept = torch.zeros(len(w), dtype=torch.float64)
     loss = 0.5 * (problems.ridge * w.square()).sum(dim=1)
     for place, block in placed_blocks(data.rows, dtype):
         signs = data.signs[:, place].to(dtype).index_select(0, problems.target)
@@ -212,9 +223,9 @@ def _evaluate(
         log_loss = torch.nn.functional.softplus(margin.float()).mul_(signs.abs())
         loss += log_loss.sum(dim=1, dtype=torch.float64)
         residual = torch.sigmoid_(margin).mul_(signs).neg_()
-        gradient[:, :-1] += residual @ block
-        gradient[:, -1] += residual.sum(dim=1, dtype=torch.float64)
-    gradient[:, :-1] = gradient[:, :-1] @ data.basis
+        gradient += residual @ block
+        intercept += residual.sum(dim=1, dtype=torch.float64)
+    gradient = torch.cat([gradient @ data.basis, intercept[:, None]], dim=1)
     return loss, gradient + problems.ridge * w
 
 
@@ -272,7 +283,7 @@ def _left_to_gain(problems: _Problems, direction: Tensor) -> Tensor:
 
 
 def _two_loop(problems: _Problems) -> Tensor:
-    """The inverse Hessian's estimate times the gradient, [B, D+1]."""
+    """The inverse Hessian's estimate times the gradient, [B, R+1]."""
     q = problems.gradient.clone()
     shares = []
     for change, difference, rho in reversed(problems.history):
