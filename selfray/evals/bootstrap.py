@@ -14,6 +14,8 @@ import numpy as np
 from scipy.stats import norm
 from scipy.stats import t as student
 
+from selfray.evals.metrics import real_resampled
+
 RESAMPLES = 1000
 LEVEL = 0.95
 JACKKNIFE_GROUPS = 200
@@ -22,6 +24,7 @@ _ELEMENTS = 65_536  # weights at once (images x resamples): what stays in a core
 _FEWEST = 16  # resamples at once, which is what NumPy's inner loops run along
 _STREAM = 0x626F6F74  # "boot": keeps these numbers apart from other uses of the same seed
 _JACKKNIFE_STREAM = 0x6A61636B  # "jack"
+_SEED_STREAM = 0x73656564  # "seed"
 
 Resampled = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
@@ -172,34 +175,37 @@ def bca_interval(
     point: float,
     values: np.ndarray,
     left_out: np.ndarray,
-    evidence: int,
+    evidence: float,
     level: float = LEVEL,
 ) -> Interval:
     """The bias-corrected and accelerated interval of a metric, a mean of some, or a difference.
 
-    It is expanded for little evidence, as Student's interval of a mean is: resamples of few patients
-    are too much alike.
+    It is expanded for little evidence, as Student's interval of a mean is: resamples of few
+    patients are too much alike.
 
     Args:
         point: The metric on all images.
         values: [R] over `PatientResamples`, NaN where not defined.
         left_out: [G] over `PatientsLeftOut`, NaN where not defined.
-        evidence: Patients of the rarer class (of the rarest finding, for a mean over findings), or
-            patients where the target is real-valued; >= 2.
+        evidence: Patients of the rarer class, or all where the target is real-valued; see
+            `Estimate`.
         level: Nominal coverage, 0 to 1.
 
     Returns:
-        The interval; not defined (NaN) when more than half of the resamples were left out.
+        The interval; not defined (NaN) when more than half of the resamples were left out, or with
+        evidence below 2: one patient is the same wherever it is drawn.
 
     Reference:
         Efron & Tibshirani, An Introduction to the Bootstrap (1993), eqs. 14.9 to 14.15; the bias
         counts half of the resamples that equal the point, as SciPy's `bootstrap` does. Expanded as
         in Hesterberg, What teachers should know about the bootstrap, The American Statistician 69
-        (2015), section 3.3.
+        (2015): the expanded percentile interval.
     """
+    defined = values[~np.isnan(values)]
+    if evidence < 2 or np.isnan(point):
+        return Interval(np.nan, np.nan, len(values) - len(defined))
     tail = np.sqrt(evidence / (evidence - 1)) * student.ppf((1 + level) / 2, evidence - 1)
     tails = np.array([-tail, tail])
-    defined = values[~np.isnan(values)]
     below = ((defined < point).mean() + (defined <= point).mean()) / 2 if len(defined) else np.nan
     influence = np.nanmean(left_out) - left_out[~np.isnan(left_out)]
     cubes, squares = (influence**3).sum(), (influence**2).sum()
@@ -222,3 +228,136 @@ def _between(values: np.ndarray, low: float, high: float) -> Interval:
         return Interval(np.nan, np.nan, left_out)
     ends = np.quantile(defined, [low, high])
     return Interval(float(ends[0]), float(ends[1]), left_out)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with all that its interval needs. Two of the same patients subtract, paired.
+
+    Attributes:
+        point: On all images; NaN where it is not defined.
+        resampled: [R] over `PatientResamples`.
+        left_out: [G] over `PatientsLeftOut`.
+        evidence: Patients of the rarer class, or all where the target is real-valued. For a mean, 1
+            more than its degrees of freedom.
+    """
+
+    point: float
+    resampled: np.ndarray
+    left_out: np.ndarray
+    evidence: float
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        return Estimate(
+            self.point - other.point,
+            self.resampled - other.resampled,
+            self.left_out - other.left_out,
+            min(self.evidence, other.evidence),
+        )
+
+    def interval(self) -> Interval:
+        """The 95 % interval, `bca_interval`."""
+        return bca_interval(self.point, self.resampled, self.left_out, self.evidence)
+
+
+def estimates(
+    metrics: Resampled,
+    known: np.ndarray,
+    predictions: np.ndarray,
+    resamples: PatientResamples,
+    left_out: PatientsLeftOut,
+) -> dict[str, Estimate]:
+    """Metrics of one target with what their intervals need.
+
+    Args:
+        metrics: `binary_resampled`, `calibration_resampled` or `real_resampled`.
+        known: [N] labels or values; NaN ones are left out.
+        predictions: [N].
+        resamples: Of the patients of these N images.
+        left_out: Of the same patients.
+
+    Returns:
+        By metric.
+    """
+    points = point(metrics, known, predictions)
+    resampled = resample(metrics, known, predictions, resamples)
+    jackknife = resample(metrics, known, predictions, left_out)
+    classes = [~np.isnan(known)] if metrics is real_resampled else [known == 0, known == 1]
+    evidence = min(len(np.unique(resamples.patient_of_image[images])) for images in classes)
+    return {
+        name: Estimate(value, resampled[name], jackknife[name], evidence)
+        for name, value in points.items()
+    }
+
+
+def mean_estimate(parts: Sequence[Estimate]) -> Estimate:
+    """The mean over findings (the macro).
+
+    A resample that lacks a class of a rare finding takes that finding's point, so that the mean
+    does not jump because a finding that is easy or hard dropped out, and stays within 0 to 1.
+
+    Args:
+        parts: Of one metric and the same resamples; those that are not defined are left out.
+
+    Returns:
+        The mean; its point is NaN where none is defined.
+    """
+    defined = [part for part in parts if not np.isnan(part.point)]
+    if not defined:
+        return Estimate(np.nan, np.empty(0), np.empty(0), 0)
+    columns = [(part.resampled, part.left_out, part.point) for part in defined]
+    resampled, left_out = (
+        np.mean([np.where(np.isnan(c[k]), c[2], c[k]) for c in columns], axis=0) for k in (0, 1)
+    )
+    variances = [float(np.nanvar(part.resampled)) for part in defined]
+    freedom = _degrees_of_freedom(variances, [part.evidence - 1 for part in defined])
+    return Estimate(
+        float(np.mean([part.point for part in defined])), resampled, left_out, 1 + freedom
+    )
+
+
+def seed_mean(seeds: Sequence[Estimate]) -> Estimate:
+    """The mean over several seeds of a probe, uncertain by its patients and by its seeds.
+
+    The point is the mean of the seeds' points. A resample of patients gives the mean of the seeds'
+    metrics on it, plus the mean of S deviations drawn with replacement from those of the S points,
+    made larger by sqrt(S / (S - 1)), without which S draws have too small a variance. So the
+    variance is that of the mean by patients plus the variance between seeds over S: the interval is
+    that of the expected metric of a seed.
+
+    Args:
+        seeds: Of one metric, one a seed, of the same resamples; one seed is returned as it is, and
+            its interval knows nothing of seeds.
+
+    Returns:
+        The mean. Means of as many seeds subtract, also where their seeds have nothing in common.
+
+    Reference:
+        Davison & Hinkley, Bootstrap Methods and their Application (1997), section 3.8, on
+        resampling a sample of few groups.
+    """
+    count = len(seeds)
+    if count == 1:
+        return seeds[0]
+    points = np.array([one.point for one in seeds])
+    resampled = np.mean([one.resampled for one in seeds], axis=0)
+    generator = np.random.Generator(np.random.Philox(key=[0, _SEED_STREAM]))
+    drawn = generator.integers(count, size=(len(resampled), count))
+    deviations = (points - points.mean()) * np.sqrt(count / (count - 1))
+    variances = [float(np.nanvar(resampled)), float(points.var(ddof=1)) / count]
+    freedom = _degrees_of_freedom(variances, [seeds[0].evidence - 1, count - 1])
+    return Estimate(
+        float(points.mean()),
+        resampled + deviations[drawn].mean(axis=1),
+        np.mean([one.left_out for one in seeds], axis=0),
+        1 + freedom,
+    )
+
+
+def _degrees_of_freedom(variances: Sequence[float], freedoms: Sequence[float]) -> float:
+    """Of a sum of independent parts (Satterthwaite, Biometrics Bulletin 2, 1946)."""
+    v, f = np.array(variances), np.array(freedoms, float)
+    varies = v > 0
+    if not varies.any() or (f[varies] <= 0).any():
+        return float(f.min())
+    return float(v.sum() ** 2 / (v[varies] ** 2 / f[varies]).sum())

@@ -3,13 +3,17 @@
 from selfray.evals.bootstrap import (
     LEVEL,
     RESAMPLES,
+    Estimate,
     Interval,
     PatientResamples,
     PatientsLeftOut,
     bca_interval,
+    estimates,
     interval,
+    mean_estimate,
     point,
     resample,
+    seed_mean,
 )
 from selfray.evals.metrics import (
     binary_resampled,
@@ -24,24 +28,33 @@ from selfray.evals.paired_tests import (
     mean_test,
     permutation_test,
 )
+from selfray.evals.ranking import rank_encoders
+from selfray.evals.subgroups import age_bands, subgroup_results
 
 __all__ = [
     "LEVEL",
     "RESAMPLES",
+    "Estimate",
     "Interval",
     "PatientResamples",
     "PatientSwaps",
     "PatientsLeftOut",
+    "age_bands",
     "bca_interval",
     "binary_resampled",
     "calibration_resampled",
     "delong_test",
+    "estimates",
     "holm",
     "interval",
+    "mean_estimate",
     "mean_test",
     "permutation_test",
     "point",
+    "rank_encoders",
     "real_resampled",
     "reliability_curve",
     "resample",
+    "seed_mean",
+    "subgroup_results",
 ]
