@@ -138,6 +138,13 @@ class Preprocessing:
         short = min(height, width)
         return int(self.shortest_edge * height / short), int(self.shortest_edge * width / short)
 
+    def seen(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Top, left, bottom and right edge of what the encoder sees, in pixels of the image."""
+        new_height, new_width = self.new_shape(height, width)
+        rows, columns = self._window(new_height, new_width)
+        down, across = height / new_height, width / new_width
+        return rows.start * down, columns.start * across, rows.stop * down, columns.stop * across
+
     def description(self) -> dict[str, Any]:
         """What must be equal for inputs to be equal; can be written as JSON."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
