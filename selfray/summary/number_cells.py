@@ -101,12 +101,13 @@ def fixed(value: float, digits: int = 3) -> str:
 
 
 def measure_title(target: str, metric: str) -> str:
-    """`Findings, macro-AUROC`; of a finding, `pleural effusion, AUROC`. Not escaped."""
+    """`Findings, macro-AUROC`, `pleural effusion, AUROC`, `Anatomy, mean Dice`. Not escaped."""
     for measure in MEASURES:
         if (measure.target, measure.metric) == (target, metric):
             return measure.column
-    what = "mean over all" if target == "macro" else listed([target])
-    return f"{what}, {METRIC_NAMES.get(metric, metric)}"
+    if target == "macro":
+        return f"Anatomy, mean {METRIC_NAMES.get(metric, metric)}"
+    return f"{listed([target])}, {METRIC_NAMES.get(metric, metric)}"
 
 
 def series_mark(series: int) -> str:

@@ -50,7 +50,7 @@ def _drawn(evaluation: Evaluation, runs: list[Run]) -> list[str]:
 def _of_evaluation(evaluation: Evaluation, encoder: str, *, first: bool) -> str:
     head = f"<h3>{escaped(readable_names(evaluation.encoders)[encoder])}</h3>"
     try:
-        dataset = _open_data(evaluation.info.get("data"), evaluation.dataset.get("fingerprint"))
+        dataset = open_data(evaluation.info.get("data"), evaluation.dataset.get("fingerprint"))
         features = find_features(evaluation.path, encoder)
     except InputError as error:
         return f"{head}{_left_out(error)}"
@@ -61,7 +61,7 @@ def _of_evaluation(evaluation: Evaluation, encoder: str, *, first: bool) -> str:
 def _of_run(run: Run) -> str:
     head = f"<h3>{escaped(run.path.resolve().name)}</h3>"
     try:
-        dataset = _open_data(run.data[0] if run.data else None, None)
+        dataset = open_data(run.data[0] if run.data else None, None)
     except InputError as error:
         return f"{head}{_left_out(error)}"
     return (
@@ -72,7 +72,16 @@ def _of_run(run: Run) -> str:
     )
 
 
-def _open_data(path: Any, fingerprint: Any) -> RadiographDataset:
+def open_data(path: Any, fingerprint: Any) -> RadiographDataset:
+    """The dataset of an evaluation or a run.
+
+    Args:
+        path: As it was recorded.
+        fingerprint: Likewise; None where it is not known.
+
+    Raises:
+        InputError: It is not recorded, not there, or holds other data by now.
+    """
     if not isinstance(path, str):
         raise InputError("it is not recorded where the data lies.")
     dataset = RadiographDataset(path)

@@ -65,7 +65,10 @@ _CAPTION = (
     "<b>Label maps against the truth.</b> Means over the test images, 95 % intervals by "
     "resampling patients. Bold: best of the row for a decoder; †: its paired difference from the "
     "best has an interval that contains 0. Dice and IoU: higher is better, at most 1. HD95 and "
-    "ASD: 95th percentile of the distances between the outlines, and their mean; lower is better."
+    "ASD: 95th percentile of the distances between the outlines, and their mean; lower is better. "
+    "Of an image where a label is in neither map, Dice and IoU are 1; where it is in only one of "
+    "the two, they are 0. Distances are of the images where it is in both, so that an encoder that "
+    "misses it altogether is not charged for it there: read them beside Dice."
 )
 
 
@@ -76,24 +79,41 @@ def _table(lines: list[Line], metric: str, names: dict[str, str]) -> str:
     labels = list(dict.fromkeys(label for label, _ in cells if label != _MEAN))
     units = dict.fromkeys(str(x["unit"]) for x in lines if x.get("unit"))
     title = METRIC_NAMES[metric] + (f" ({' or '.join(units)})" if units else "")
-    heads = head(escaped(title), "name") + "".join(
-        head(_column(list(names).index(encoder), names[encoder], decoder))
-        for encoder, decoder in columns
+    heads = (
+        head(escaped(title), "name")
+        + head("Images")
+        + "".join(
+            head(_column(list(names).index(encoder), names[encoder], decoder))
+            for encoder, decoder in columns
+        )
     )
     rows = [
         f'<tr><th scope="row">{escaped(listed([label]))}</th>'
+        + _images([line for (of, _), line in cells.items() if of == label])
         + "".join(_cell(cells.get((label, column)), metric) for column in columns)
         + "</tr>"
         for label in labels
     ]
     if any(label == _MEAN for label, _ in cells):
         mean = "".join(_cell(cells.get((_MEAN, column)), metric) for column in columns)
-        rows.append(f'<tr class="total"><th scope="row">mean over the labels</th>{mean}</tr>')
+        rows.append(
+            f'<tr class="total"><th scope="row">mean over the labels</th>'
+            f'<td data-value=""></td>{mean}</tr>'
+        )
     return table(heads, rows, told=f"{title} by label", kind="groups")
 
 
 def _column(series: int, name: str, decoder: str) -> str:
     return f'{series_mark(series)} {escaped(name)}<span class="ci">{escaped(decoder)}</span>'
+
+
+def _images(lines: list[Line]) -> str:
+    """How many images a label was judged on: of distances, not as many for every encoder."""
+    counts = sorted({line["n"] for line in lines if line["n"] is not None})
+    if not counts:
+        return '<td data-value=""></td>'
+    text = f"{counts[0]:,}" + (f" to {counts[-1]:,}" if counts[1:] else "")
+    return f'<td data-value="{counts[0]}">{text}</td>'
 
 
 def _cell(line: Line | None, metric: str) -> str:

@@ -265,21 +265,22 @@ def test_segmentation_has_labels_by_encoder_and_decoder_with_the_best_marked(
         segmented("other", "left_lung", "dice", 0.89, like_best=True),
         segmented("run", "left_lung", "dice", 0.7, probe="vitdet"),
         segmented("run", "macro", "dice", 0.85),
-        segmented("run", "left_lung", "hd95", 12.3456, unit="mm"),
+        segmented("run", "left_lung", "hd95", 12.3456, unit="mm", n=790),
+        segmented("other", "left_lung", "hd95", 9.0, unit="mm", n=1801),
         segmented("run", "nodule", "hd95", None, reason="no image has it", unit="mm"),
     ]
     html = segmentation_section(evaluation_of(tmp_path, lines), NOTE)
     taken_apart(html)
     assert rows(html) == [
-        ["Dice", "● runlinear", "● runvitdet", "■ otherlinear"],
+        ["Dice", "Images", "● runlinear", "● runvitdet", "■ otherlinear"],
         [
-            "left lung", "0.900 [0.850, 0.950]", "0.700 [0.650, 0.750]",
+            "left lung", "812", "0.900 [0.850, 0.950]", "0.700 [0.650, 0.750]",
             "0.890† [0.840, 0.940]",
         ],
-        ["mean over the labels", "0.850 [0.800, 0.900]", "not recorded", "not recorded"],
-        ["HD95 (mm)", "● runlinear"],
-        ["left lung", "12.35 [12.30, 12.40]"],
-        ["nodule", "no image has it"],
+        ["mean over the labels", "", "0.850 [0.800, 0.900]", "not recorded", "not recorded"],
+        ["HD95 (mm)", "Images", "● runlinear", "■ otherlinear"],
+        ["left lung", "790 to 1,801", "12.35 [12.30, 12.40]", "9.00 [8.95, 9.05]"],
+        ["nodule", "812", "no image has it", "not recorded"],
     ]  # fmt: skip
     assert re.findall("<b>([0-9.]+)</b>", html) == ["0.900"]
 
