@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "inference": {"models"},
     "pixel_baselines": {"data"},
     "features": METHOD | FEATURES | {"progress"},
-    "evaluate": METHOD | {"features", "feature_directory"},
+    "evaluate": METHOD | {"features", "feature_directory", "progress"},
     "summary": METHOD | RUN | {"feature_directory", "evaluate"},
     "export": {"models"},
     "field_options": {"config", "recipes"},
