@@ -358,7 +358,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--probes",
         nargs="+",
         metavar="PROBE",
-        help="linear, knn, sgd, attentive, fine-tune, fine-tune-last-N (linear knn)",
+        help="linear, knn, sgd, sgd-crops, attentive, fine-tune, fine-tune-last-N (linear knn)",
     )
     parser.add_argument(
         "--columns", nargs="+", default=(), metavar="COLUMN", help="predict further columns"

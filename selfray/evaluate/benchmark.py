@@ -10,8 +10,11 @@ import numpy as np
 
 from selfray.data.dataset import SPLITS, RadiographDataset
 from selfray.errors import InputError
-from selfray.evals.linear_probe import REAL_TARGETS, ProbeData, target_values
+from selfray.evals.feature_rows import FeatureRows
+from selfray.evals.linear_probe import ProbeData
+from selfray.evals.subgroups import age_bands
 from selfray.evaluate.held_out import HeldOut, Judgeable
+from selfray.evaluate.targets import Target, open_targets
 from selfray.feature_directory import Features
 
 FINDINGS = "macro"
@@ -46,12 +49,21 @@ class Benchmark:
         """Names of the targets that are numbers; all others are 1/0."""
         return frozenset(t.name for t in self.held_out.targets if t.kind == "number")
 
-    def features_of(self, split: str, features: Features) -> ProbeData:
-        """CLS and mean patch token of a split's images, and the targets."""
+    def features_of(
+        self, split: str, features: Features, images: np.ndarray | None = None
+    ) -> ProbeData:
+        """CLS and mean patch token of a split's images, and the targets.
+
+        Args:
+            split: Which.
+            features: Of all images of the dataset.
+            images: bool [N] over the dataset, to take some of the split only.
+        """
         arrays = [a for a in (features.cls, features.patch_mean) if a is not None]
-        rows = self.rows[split]
-        taken = np.concatenate([array[rows] for array in arrays], axis=1)
-        return ProbeData(taken, self.targets[split], self.names, self.numbers)
+        rows, targets = self.rows[split], self.targets[split]
+        if images is not None:
+            rows, targets = rows[images[rows]], targets[images[rows]]
+        return ProbeData(FeatureRows(arrays, rows), targets, self.names, self.numbers)
 
 
 def open_benchmark(data: Path, tasks: Sequence[str], columns: Sequence[str] = ()) -> Benchmark:
@@ -73,48 +85,38 @@ def open_benchmark(data: Path, tasks: Sequence[str], columns: Sequence[str] = ()
                 f"{data} has no images in its {split} split; probes are fitted on train, chosen "
                 "on validate and scored on test. Ingest it with all three."
             )
-    targets, values = _open_targets(dataset, tasks)
+    targets, values = open_targets(dataset, tasks, columns)
+    if np.isnan(values).all():
+        raise InputError(
+            f"{data} has no label for {' or '.join(tasks)}, so there is nothing to judge by. "
+            "Ingest it with --table, or choose other tasks."
+        )
     test = rows["test"]
     held_out = HeldOut(
         image_ids=dataset.column("image_id")[test],
         patients=dataset.column("patient_id")[test].astype(str),
-        targets=tuple(targets),
+        targets=tuple(_judgeable(target) for target in targets),
         labels=values[test],
         groups=_groups(dataset, test),
     )
     return Benchmark(dataset, held_out, rows, {s: values[found] for s, found in rows.items()})
 
 
-def _open_targets(
-    dataset: RadiographDataset, tasks: Sequence[str]
-) -> tuple[list[Judgeable], np.ndarray]:
-    metadata = ("sex", *REAL_TARGETS)
-    names = list(dataset.findings) if "classification" in tasks else []
-    names += metadata if "metadata" in tasks else []
-    values = target_values(dataset.column, names) if names else np.empty((len(dataset), 0))
-    labelled = [bool((~np.isnan(column)).any()) for column in values.T]
-    if not any(labelled):
-        raise InputError(
-            f"{dataset.directory} has no label for {' or '.join(tasks)}, so there is nothing to "
-            "judge by. Ingest it with --table, or choose other tasks."
-        )
-    kept = [k for k, name in enumerate(names) if labelled[k] or name in dataset.findings]
-    judgeable = [
-        Judgeable(
-            n,
-            "number" if n in REAL_TARGETS else "binary",
-            "metadata" if n in metadata else "classification",
-            "" if n in metadata else FINDINGS,
-        )
-        for n in (names[k] for k in kept)
-    ]
-    return judgeable, values[:, kept]
+def _judgeable(target: Target) -> Judgeable:
+    finding = target.kind == "finding"
+    return Judgeable(
+        target.name,
+        "number" if target.kind == "number" else "binary",
+        "classification" if finding else "metadata",
+        FINDINGS if finding else target.column if target.kind == "category" else "",
+    )
 
 
 def _groups(dataset: RadiographDataset, rows: np.ndarray) -> dict[str, np.ndarray]:
     """What subgroups are made by, where there is more than one of them."""
     known = set(dataset.table.column_names)
     groups = {name: dataset.column(name)[rows] for name in _GROUPED_BY if name in known}
+    groups["age"] = age_bands(dataset.column("age_years")[rows])
     return {
         attribute: values
         for attribute, values in groups.items()

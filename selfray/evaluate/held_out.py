@@ -22,6 +22,7 @@ from selfray.errors import InputError
 
 Kind = Literal["binary", "number"]
 ALL_TRAINING = "all"
+SITE = "site "  # before a site's name, where a probe was fitted on that site alone
 _LABEL, _GROUP = "label: ", "group: "  # prefixes of column names
 
 

@@ -16,19 +16,26 @@ from typing import Any
 
 import numpy as np
 
+from selfray.data.dataset import SPLITS
 from selfray.errors import InputError, nearest
 from selfray.evals.knn import NEIGHBOURS, knn_scores
+from selfray.evals.label_efficiency import Drawn, label_efficiency
 from selfray.evals.linear_probe import fit_probes, select
 from selfray.evals.metrics import auroc_by_column
 from selfray.evaluate.benchmark import Benchmark
-from selfray.evaluate.held_out import Fit, Judged, read_judged, write_judged
+from selfray.evaluate.held_out import SITE, Fit, Judged, read_judged, write_judged
+from selfray.evaluate.trained_protocols import (
+    TRAINED_PROTOCOLS,
+    judge_trained,
+    require_trainable,
+)
 from selfray.feature_directory import Features, is_feature_directory, open_features
 from selfray.features import extract_features, require_encoder
+from selfray.models.published import load_encoder
 
 FROZEN_PROBES = ("linear", "knn")
 """Probes that need nothing but CLS and mean patch tokens."""
-TRAINED_PROBES = ("sgd", "attentive", "fine-tune")
-"""Probes that are trained step by step on the encoder; `fine-tune-last-N` is one more."""
+ATTENTIVE = "attentive"
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.5, 1.0)  # of the training patients
 PER_CLASS = (8, 32)  # patients with and without a finding
@@ -63,7 +70,7 @@ class Protocol:
     @property
     def needs_patches(self) -> bool:
         """Whether the patch tokens of every image are needed."""
-        return "attentive" in self.probes
+        return ATTENTIVE in self.probes
 
 
 def judge(encoder: str, benchmark: Benchmark, protocol: Protocol, out: Path) -> Judged:
@@ -100,20 +107,29 @@ def require_probes(probes: Sequence[str]) -> None:
     Raises:
         InputError: None, or one that is unknown.
     """
-    known = (*FROZEN_PROBES, *TRAINED_PROBES)
+    known = (*FROZEN_PROBES, *TRAINED_PROTOCOLS, "fine-tune-last-N")
     if not probes:
-        raise InputError(f"no probe was given. Allowed: {', '.join(known)}, fine-tune-last-N.")
+        raise InputError(f"no probe was given. Allowed: {', '.join(known)}.")
     for probe in probes:
-        if probe not in known and not re.fullmatch(r"fine-tune-last-[1-9][0-9]*", probe):
+        if probe not in known[:-1] and not re.fullmatch(r"fine-tune-last-[1-9][0-9]*", probe):
             raise InputError(f"probe {probe!r} is unknown. {nearest(probe, known)}")
 
 
-def require_usable(encoder: str, benchmark: Benchmark) -> None:
+def require_usable(encoder: str, benchmark: Benchmark, probes: Sequence[str]) -> None:
     """Refuse a wrong name now, and not when the encoders before it have taken their hours.
 
     Raises:
-        InputError: There is no such encoder, or its features are of other images.
+        InputError: There is no such encoder, its features are of other images, or a probe needs
+            more than the features that are given.
     """
+    trained = [probe for probe in probes if probe not in FROZEN_PROBES]
+    if trained and (encoder.startswith("pixels:") or is_feature_directory(Path(encoder))):
+        raise InputError(
+            f"probe {trained[0]} is trained on an encoder, and {encoder} is none. Leave the probe "
+            "or this one out."
+        )
+    for probe in trained:
+        require_trainable(probe, load_encoder(encoder))
     if not is_feature_directory(Path(encoder)):
         require_encoder(encoder, benchmark.data)
         return
@@ -221,23 +237,68 @@ def _probe_neighbours(judged: Judged, features: Features, benchmark: Benchmark) 
 
 def _probe_parts(judged: Judged, features: Features, benchmark: Benchmark) -> None:
     """Linear probes on ever more of the training patients."""
-    raise NotImplementedError
+    train, validate, test = (benchmark.features_of(s, features) for s in SPLITS)
+    patients = benchmark.data.column("patient_id")[benchmark.rows["train"]]
+    found = label_efficiency(
+        train,
+        validate,
+        test.features,
+        patients,
+        fractions=FRACTIONS,
+        per_class=PER_CLASS,
+        seeds=range(DRAWS),
+    )
+    judged.inputs["linear"] = _arrays(features)
+    for drawn, predictions in found.predictions.items():
+        judged.predictions[_fit_of(drawn)] = predictions
+    judged.undefined |= {_fit_of(drawn): why for drawn, why in found.undefined.items()}
+
+
+def _fit_of(drawn: Drawn) -> Fit:
+    return Fit(drawn.target, "linear", drawn.trained_on, drawn.seed)
 
 
 def _probe_sites(judged: Judged, features: Features, benchmark: Benchmark) -> None:
     """Linear probes on each site by itself."""
-    raise NotImplementedError
+    judged.inputs["linear"] = _arrays(features)
+    sites = benchmark.data.column("site")
+    for site in sorted({site for site in sites if site is not None}):
+        data = {
+            split: benchmark.features_of(split, features, sites == site)
+            for split in ("train", "validate")
+        }
+        trained_on = f"{SITE}{site}"
+        empty = [split for split, part in data.items() if not len(part.targets)]
+        if empty:
+            why = f"the site has no images in the {empty[0]} split"
+            judged.undefined |= {Fit(t, "linear", trained_on): why for t in benchmark.names}
+            continue
+        probes = fit_probes(data["train"], data["validate"])
+        test = benchmark.features_of("test", features)
+        for target, predictions in probes.predict(test.features).items():
+            judged.predictions[Fit(target, "linear", trained_on)] = predictions
+        for target, why in probes.undefined.items():
+            judged.undefined[Fit(target, "linear", trained_on)] = f"of the site, {why}"
 
 
 def _train(
-    judged: Judged,
-    encoder: str,
-    features: Features,
-    benchmark: Benchmark,
-    probe: str,
-    seed: int,
+    judged: Judged, encoder: str, features: Features, benchmark: Benchmark, probe: str, seed: int
 ) -> None:
-    raise NotImplementedError
+    found = judge_trained(
+        probe,
+        load_encoder(encoder),
+        benchmark.data,
+        benchmark.targets,
+        benchmark.names,
+        benchmark.numbers,
+        benchmark.rows,
+        features=features if probe == ATTENTIVE else None,
+        seed=seed,
+    )
+    judged.inputs[probe] = {ATTENTIVE: "patch_tokens"}.get(probe, "image")
+    judged.settings[f"{probe}, seed {seed}"] = found.settings
+    judged.predictions |= {Fit(t, probe, seed=seed): p for t, p in found.values.items()}
+    judged.undefined |= {Fit(t, probe, seed=seed): why for t, why in found.undefined.items()}
 
 
 def _arrays(features: Features) -> str:

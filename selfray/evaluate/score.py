@@ -7,144 +7,175 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 
-from selfray.evals.metrics import BINARY_METRICS, REAL_METRICS, binary_metrics, real_metrics
-from selfray.evals.statistics import (
-    PatientResamples,
-    binary_resampled,
-    interval,
-    real_resampled,
-    resample,
+from selfray.evals.bootstrap import Estimate
+from selfray.evals.metrics import binary_resampled, real_resampled
+from selfray.evals.paired_tests import (
+    PatientSwaps,
+    PermutationTest,
+    delong_test,
+    holm,
+    mean_test,
+    permutation_test,
 )
-from selfray.evaluate.held_out import ALL_TRAINING, HeldOut, Judged
+from selfray.evals.ranking import rank_encoders
+from selfray.evals.subgroups import Subgroup, subgroup_results
+from selfray.evaluate.held_out import ALL_TRAINING, SITE, HeldOut, Judged
+from selfray.evaluate.measure import (
+    LOWER_IS_BETTER,
+    Measures,
+    Ruler,
+    Series,
+    by_series,
+    in_favour,
+    interval_of,
+)
+from selfray.progress import progress_bar
 
 COMPARED = ("auroc", "auprc", "r2", "mae")
 """Metrics that get paired differences."""
-LOWER_IS_BETTER = frozenset({"mae", "brier", "ece"})
-MEAN_METRICS = ("auroc", "auprc")
-"""Metrics whose mean over a family of targets is taken."""
+_RANKED = ("auroc", "r2")
+_COMMON = ("encoder", "task", "target", "n", "n_patients", "split", "seed", "features", "probe")
 
 Line = dict[str, Any]
-
-
-class _Series(NamedTuple):
-    """Fits that differ in their seed alone."""
-
-    target: str
-    probe: str
-    trained_on: str
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """One metric of one series: the point, and its values over the resamples [R]."""
-
-    value: float
-    distribution: np.ndarray
-    seeds: int
-
-
-_Measures = dict[tuple[_Series, str], _Measured]
+_PValues = dict[tuple[Series, str], tuple[float, str]]  # p and the name of the test
 
 
 def score(
     judged: Sequence[Judged], held_out: HeldOut, *, seed: int, baseline: str | None = None
 ) -> list[Line]:
-    """Every number of an evaluation.
+    """Every number of an evaluation that comes from predictions.
 
     Args:
         judged: Encoders with their predictions for the same images.
         held_out: Those images.
-        seed: Of the bootstrap.
+        seed: Of the bootstrap and the permutations.
         baseline: Compare each encoder with this one only; None: with each other one.
     """
-    scorer = _Scorer(held_out, seed)
-    measured = {one.encoder: scorer.measure(one) for one in judged}
-    lines = [line for one in judged for line in scorer.lines(one, measured[one.encoder])]
+    ruler = Ruler(held_out, seed)
+    measured = {
+        one.encoder: ruler.measure(one)
+        for one in progress_bar(iterable=judged, desc="resampling", unit="encoder")
+    }
+    writer = _LineWriter(held_out, seed)
+    lines = [line for one in judged for line in writer.lines(one, measured[one.encoder])]
+    lines += _rank(lines, measured)
     for one in judged:
-        for other in judged:
-            if other is not one and baseline in (None, other.encoder):
-                lines.extend(scorer.differences(one, other, measured))
+        lines += writer.subgroups(one, ruler)
+    pairs = [
+        (one, other)
+        for one, other in combinations(judged, 2)
+        if baseline in (None, one.encoder, other.encoder)
+    ]
+    swaps = PatientSwaps(held_out.patients, seed=seed)
+    for one, other in progress_bar(iterable=pairs, desc="comparing", unit="pair"):
+        p_values = _p_values(one, other, held_out, swaps)
+        for mine, its in ((one, other), (other, one)):
+            if baseline in (None, its.encoder):
+                found = list(writer.differences(mine, its, measured, p_values))
+                _correct(found, held_out)
+                lines += found
     return lines
 
 
-class _Scorer:
+def _p_values(one: Judged, other: Judged, held_out: HeldOut, swaps: PatientSwaps) -> _PValues:
+    """Of every series that both have, with one seed, on the whole train split.
+
+    AUROC of a single target by DeLong's test, all else by permutation.
+    """
+    tests: dict[tuple[Series, str], list[PermutationTest]] = {}
+    found: _PValues = {}
+    theirs = by_series(other)
+    for series, mine in by_series(one).items():
+        its = theirs.get(series, [])
+        if len(mine) != 1 or len(its) != 1 or series.trained_on != ALL_TRAINING:
+            continue
+        known, target = held_out.known(series.target), held_out.target(series.target)
+        number = target.kind == "number"
+        metrics = real_resampled if number else binary_resampled
+        for metric, test in permutation_test(metrics, known, mine[0], its[0], swaps).items():
+            if metric in COMPARED:
+                found[series, metric] = (test.p, "permutation")
+                if target.family:
+                    mean = (series._replace(target=target.family), metric)
+                    tests.setdefault(mean, []).append(test)
+        if not number:
+            p = delong_test(known, mine[0], its[0], held_out.patients).p
+            found[series, "auroc"] = (p, "DeLong")
+    return found | {key: (mean_test(of).p, "permutation") for key, of in tests.items()}
+
+
+def _correct(lines: list[Line], held_out: HeldOut) -> None:
+    """Add p-values after Holm, over the members of each family."""
+    families: dict[tuple[str, str, str], list[Line]] = {}
+    names = {target.name: target.family for target in held_out.targets}
+    for line in lines:
+        family = names.get(line["target"], "")
+        if family and line.get("p_value") is not None:
+            families.setdefault((family, line["metric"], line["probe"]), []).append(line)
+    for members in families.values():
+        adjusted = holm([line["p_value"] for line in members])
+        for line, p in zip(members, adjusted, strict=True):
+            line["p_holm"] = float(p)
+
+
+def _rank(lines: list[Line], measured: dict[str, Measures]) -> list[Line]:
+    """Mark the best encoder of each series and metric, and those not told from it; rank them.
+
+    Returns:
+        Lines with the ranks, of each target's main metric.
+    """
+    groups: dict[tuple[Series, str], list[Line]] = {}
+    for line in lines:
+        if line["value"] is not None and "trained_on" not in line:
+            series = Series(line["target"], line["probe"], ALL_TRAINING)
+            groups.setdefault((series, line["metric"]), []).append(line)
+    ranks: list[Line] = []
+    for (series, metric), members in groups.items():
+        found = [measured[line["encoder"]][series, metric] for line in members]
+        if len(members) < 2 or min(one.evidence for one in found) < 2:
+            continue
+        zero = found[0] - found[0]
+        signed = [zero - one for one in found] if metric in LOWER_IS_BETTER else found
+        best = max(range(len(signed)), key=lambda k: signed[k].point)
+        for k, (line, rank) in enumerate(zip(members, rank_encoders(signed), strict=True)):
+            line |= {"best": True} if k == best else {"like_best": rank.may_be_best}
+            if metric in _RANKED:
+                shown = {name: line[name] for name in _COMMON}
+                ranks.append(
+                    shown
+                    | {"metric": "rank", "of_metric": metric, "value": rank.rank}
+                    | {"ci_low": rank.low, "ci_high": rank.high, "probability_best": rank.best}
+                )
+    return ranks
+
+
+class _LineWriter:
     def __init__(self, held_out: HeldOut, seed: int) -> None:
         self._held_out, self._seed = held_out, seed
-        self._resamples = PatientResamples(held_out.patients, seed=seed)
-        self._families = dict.fromkeys(t.family for t in held_out.targets if t.family)
+        self._numbers = {t.name for t in held_out.targets if t.kind == "number"}
 
-    def measure(self, judged: Judged) -> _Measures:
-        """Metrics of every series, and their means over families of targets."""
-        seeds: dict[_Series, list[np.ndarray]] = {}
-        for fit, predictions in judged.predictions.items():
-            seeds.setdefault(_Series(*fit[:3]), []).append(predictions)
-        measured: _Measures = {}
-        for series, predictions in seeds.items():
-            measured |= self._measure_series(series, predictions)
-        return measured | self._means(measured)
-
-    def _measure_series(self, series: _Series, predictions: list[np.ndarray]) -> _Measures:
-        """The mean over the seeds; a resample of patients meets one of the seeds, in turn."""
-        known = self._held_out.known(series.target)
-        number = self._held_out.target(series.target).kind == "number"
-        names = REAL_METRICS if number else BINARY_METRICS
-        points = [(real_metrics if number else binary_metrics)(known, p) for p in predictions]
-        resampled = real_resampled if number else binary_resampled
-        spread = [resample(resampled, known, p, self._resamples) for p in predictions]
-        turns = np.arange(len(self._resamples.multiplicity)) % len(predictions)
-        return {
-            (series, metric): _Measured(
-                float(np.mean([point[metric] for point in points])),
-                np.choose(turns, [distribution[metric] for distribution in spread]),
-                len(predictions),
-            )
-            for metric in names
-        }
-
-    def _means(self, measured: _Measures) -> _Measures:
-        """The mean over the targets of each family that are defined.
-
-        A resample that lacks a class of a rare finding takes that finding's point, so that the mean
-        does not jump because a finding that is easy or hard dropped out, and stays within 0 to 1.
-        """
-        parts: dict[tuple[_Series, str], list[_Measured]] = {}
+    def lines(self, judged: Judged, measured: Measures) -> Iterator[Line]:
+        """One line a metric of a series, and one a target that has none."""
+        seeds = by_series(judged)
         for (series, metric), one in measured.items():
-            family = self._held_out.target(series.target).family
-            if family and metric in MEAN_METRICS and not math.isnan(one.value):
-                parts.setdefault((series._replace(target=family), metric), []).append(one)
-        means: _Measures = {}
-        for key, members in parts.items():
-            points = np.array([one.value for one in members])
-            values = np.stack([one.distribution for one in members], axis=1)  # [R, F]
-            defined = ~np.isnan(values)
-            mean = np.where(defined, values, points).mean(axis=1)
-            mean = np.where(defined.any(axis=1), mean, np.nan)
-            means[key] = _Measured(float(points.mean()), mean, members[0].seeds)
-        return means
-
-    def lines(self, judged: Judged, measured: _Measures) -> Iterator[Line]:
-        """One line a metric of a series."""
-        for (series, metric), one in measured.items():
-            line = self._line(judged, series, metric)
-            line |= self._numbers(series.target, one.value, one.distribution)
-            if one.seeds > 1:
-                line["probe_seeds"] = one.seeds
-            if math.isnan(one.value):
-                number = series.target in self._names("number")
-                lacking = "a second value" if number else "both classes"
+            line = self._line(judged, series, metric) | _values(one)
+            if len(seeds.get(series, ())) > 1:
+                line["probe_seeds"] = len(seeds[series])
+            if math.isnan(one.point):
+                lacking = "a second value" if series.target in self._numbers else "both classes"
                 line["reason"] = f"the test split lacks {lacking}"
             yield line
         for fit, reason in judged.undefined.items():
-            metric = "r2" if fit.target in self._names("number") else "auroc"
-            yield self._line(judged, _Series(*fit[:3]), metric) | {"reason": reason}
+            metric = "r2" if fit.target in self._numbers else "auroc"
+            yield self._line(judged, Series(*fit[:3]), metric) | {"reason": reason}
 
     def differences(
-        self, one: Judged, other: Judged, measured: dict[str, _Measures]
+        self, one: Judged, other: Judged, measured: dict[str, Measures], p_values: _PValues
     ) -> Iterator[Line]:
         """One line a metric of a series that both have, `one` minus `other`, paired by patient.
 
@@ -154,19 +185,50 @@ class _Scorer:
         for (series, metric), mine in ours.items():
             its = theirs.get((series, metric))
             comparable = metric in COMPARED and series.trained_on == ALL_TRAINING
-            if its is None or not comparable or math.isnan(mine.value) or math.isnan(its.value):
+            if its is None or not comparable or math.isnan(mine.point) or math.isnan(its.point):
                 continue
-            sign = -1 if metric in LOWER_IS_BETTER else 1
             line = self._line(one, series, f"{metric}_difference")
-            value = sign * (mine.value - its.value)
-            spread = sign * (mine.distribution - its.distribution)
-            line |= self._numbers(series.target, value, spread)
-            yield line | {"reference": other.encoder}
+            line |= _values(in_favour(mine, its, metric))
+            line["reference"] = other.encoder
+            p, test = p_values.get((series, metric), (math.nan, ""))
+            if not math.isnan(p):
+                line |= {"p_value": p, "test": test}
+            yield line
 
-    def _line(self, judged: Judged, series: _Series, metric: str) -> Line:
+    def subgroups(self, judged: Judged, ruler: Ruler) -> Iterator[Line]:
+        """One line a subgroup and one a gap, for the main metric of linear probes.
+
+        Of probes that were fitted on one site, the sites they are used on are the subgroups.
+        """
+        for series, predictions in by_series(judged).items():
+            on_site = series.trained_on.startswith(SITE)
+            if series.probe != "linear" or not (on_site or series.trained_on == ALL_TRAINING):
+                continue
+            metrics = ruler.metrics(series.target)[0]
+            metric = "r2" if series.target in self._numbers else "auroc"
+            known = self._held_out.known(series.target)
+            attributes = [a for a in self._held_out.groups if a != series.target]
+            for attribute in ["site"] if on_site else attributes:
+                groups = self._held_out.groups[attribute]
+                found = subgroup_results(
+                    metrics, metric, known, predictions[0], groups, ruler.resamples, ruler.left_out
+                )
+                for group in found.groups:
+                    line = self._line(judged, series, metric, groups == group.group)
+                    yield line | {"grouped_by": attribute, "subgroup": group.group} | _of(group)
+                if not (on_site or math.isnan(found.gap)):
+                    ends = {"ci_low": found.gap_interval.low, "ci_high": found.gap_interval.high}
+                    line = self._line(judged, series, f"{metric}_gap")
+                    yield line | {"grouped_by": attribute, "value": found.gap} | ends
+
+    def _line(
+        self, judged: Judged, series: Series, metric: str, images: np.ndarray | None = None
+    ) -> Line:
         """The fields that every line has."""
         members = self._held_out.family(series.target) or [series.target]
         labels = np.stack([self._held_out.known(name) for name in members], axis=1)
+        if images is not None:
+            labels = np.where(images[:, None], labels, np.nan)
         target = self._held_out.target(members[0])
         known = ~np.isnan(labels).all(axis=1)
         line: Line = {
@@ -191,28 +253,18 @@ class _Scorer:
             line["prevalence"] = float(np.nanmean(labels))
         return line
 
-    def _numbers(self, target: str, value: float, distribution: np.ndarray) -> Line:
-        bounds = interval(distribution)
-        numbers = {"value": value}
-        if self._enough_patients(target):
-            numbers |= {"ci_low": bounds.low, "ci_high": bounds.high}
-        line: Line = {k: None if math.isnan(v) else v for k, v in numbers.items()}
-        return line | {"resamples_left_out": bounds.left_out}
 
-    def _enough_patients(self, target: str) -> bool:
-        """Whether resamples of the patients say anything about the spread of a number.
+def _values(estimate: Estimate) -> Line:
+    bounds = interval_of(estimate)
+    numbers = {"value": estimate.point, "ci_low": bounds.low, "ci_high": bounds.high}
+    line: Line = {name: None if math.isnan(v) else v for name, v in numbers.items()}
+    return line | ({"resamples_left_out": bounds.left_out} if bounds.left_out else {})
 
-        One patient is the same wherever it is drawn, so that the interval would have next to no
-        width, which is not certainty. Needed are two patients of each class; of a number, two in
-        all; of a mean, one target that has them.
-        """
-        members = self._held_out.family(target)
-        if members:
-            return any(self._enough_patients(member) for member in members)
-        known = self._held_out.known(target)
-        number = self._held_out.target(target).kind == "number"
-        groups = [~np.isnan(known)] if number else [known == 0, known == 1]
-        return all(len(set(self._held_out.patients[group])) > 1 for group in groups)
 
-    def _names(self, kind: str) -> set[str]:
-        return {target.name for target in self._held_out.targets if target.kind == kind}
+def _of(group: Subgroup) -> Line:
+    if not group.too_few and not math.isnan(group.value):
+        bounds = group.interval
+        return {"value": group.value, "ci_low": bounds.low, "ci_high": bounds.high}
+    if group.positives is None:
+        return {"reason": f"too few: {group.n_patients} patients"}
+    return {"reason": f"too few: {group.positives} with, {group.n - group.positives} without"}

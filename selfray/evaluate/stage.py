@@ -95,7 +95,8 @@ def evaluate(
         out: Evaluation directory.
         tasks: `classification` (the findings), `metadata` (sex, age, weight, BMI),
             `segmentation` (the masks).
-        probes: `linear`, `knn`, `sgd`, `attentive`, `fine-tune`, `fine-tune-last-N`.
+        probes: `linear`, `knn`, and those of `trained_protocols`: `sgd`, `sgd-crops`,
+            `attentive`, `fine-tune`, `fine-tune-last-N`.
         columns: Further columns of the dataset to predict, such as `view` or `site`.
         label_efficiency: Also fit linear probes on 1 to 100 % of the training patients.
         sites: Also fit linear probes on each site, and judge them on each.
@@ -122,7 +123,7 @@ def evaluate(
     _require_evaluation_or_empty(out)
     benchmark = open_benchmark(data, choice.tasks, choice.columns)
     for encoder in choice.encoders:
-        require_usable(encoder, benchmark)
+        require_usable(encoder, benchmark, choice.protocol.probes)
     out.mkdir(parents=True, exist_ok=True)
     judged = [judge(encoder, benchmark, choice.protocol, out) for encoder in choice.encoders]
     info = benchmark.data.info
