@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from selfray.data.dataset import DatasetInfo, DatasetWriter, encode_png
 
@@ -91,6 +93,94 @@ def write_evaluation(
     }
     (out / "evaluation.json").write_text(json.dumps(info))
     return out
+
+
+RECORDS = ("age_years", "weight_kg", "bmi")
+
+
+def write_judged_evaluation(
+    out: Path,
+    *,
+    encoders: tuple[str, ...] = ("run", "other/encoder", "pixels:pca"),
+    findings: tuple[str, ...] = FINDINGS,
+    probes: tuple[str, ...] = ("linear", "knn"),
+    images: int = 400,
+    **described: Any,
+) -> Path:
+    """An evaluation of version 2 with every kind of line, and predictions of linear probes.
+
+    The numbers follow from the positions of encoder, probe and target; the predictions are drawn.
+    """
+    lines: list[dict[str, Any]] = []
+    for k, encoder in enumerate(encoders):
+        for j, probe in enumerate(probes):
+            for target, metric, value in _judged_numbers(findings, 0.9 - 0.07 * k - 0.02 * j):
+                lines.append(_judged_line(encoder, target, metric, value, probe=probe, best=k == 0,
+                                          like_best=k == 1, probe_seeds=3))  # fmt: skip
+    for target, metric in [("macro", "auroc"), ("sex", "auroc"), *((r, "r2") for r in RECORDS)]:
+        for k, encoder in enumerate(encoders):
+            fields = {"of_metric": metric, "probability_best": 0.75 if k == 0 else 0.25}
+            line = _judged_line(encoder, target, "rank", float(k + 1), **fields)
+            lines.append(line | {"ci_low": max(1, k), "ci_high": min(len(encoders), k + 2)})
+    for k, encoder in enumerate(encoders):
+        for reference in encoders:
+            for target in ("macro", "sex", *findings):
+                if reference != encoder:
+                    value = 0.07 * (encoders.index(reference) - k)
+                    fields = {"reference": reference, "p_value": 0.0123, "test": "DeLong"}
+                    fields |= {"p_holm": 0.0456} if target in findings else {}
+                    lines.append(_judged_line(encoder, target, "auroc_difference", value, **fields))
+    # Of a part of the train split and of the test images: no number of the main tables.
+    lines.append(_judged_line(encoders[0], "macro", "auroc", 0.111, trained_on="5 % of patients"))
+    lines.append(_judged_line(encoders[0], "macro", "auroc", 0.222, grouped_by="sex", subgroup="F"))
+    write_evaluation(out, lines)
+    described = {"findings": list(findings), "version": 2, "leaks": []} | described
+    info = json.loads((out / "evaluation.json").read_text()) | described
+    (out / "evaluation.json").write_text(json.dumps(info))
+    write_predictions(out, encoders, findings, images)
+    return out
+
+
+def _judged_numbers(findings: tuple[str, ...], value: float) -> list[tuple[str, str, float]]:
+    binary = ("auroc", "auprc", "sensitivity_at_90_specificity", "brier", "ece")
+    numbers = [("macro", m, value) for m in ("auroc", "auprc", "dice")]
+    numbers += [(t, m, value - 0.1) for t in (*findings, "sex") for m in binary]
+    numbers += [("view", "auroc", value), ("view=PA", "auroc", value)]
+    metrics = (("r2", 0.5), ("mae", -7.0), ("pearson", 0.4), ("spearman", 0.3))
+    return numbers + [(t, m, value - less) for t in RECORDS for m, less in metrics]
+
+
+def _judged_line(encoder: str, target: str, metric: str, value: float, **fields: Any) -> dict:
+    records = ("sex", "view", "view=PA", *RECORDS)
+    task = "metadata" if target in records else "classification"
+    fields = {"features": "cls+patch_mean", "n_positive": 84, "prevalence": 0.21} | fields
+    return result(encoder, target, metric, value, task=task, **fields)
+
+
+def write_predictions(
+    out: Path, encoders: tuple[str, ...], findings: tuple[str, ...], images: int
+) -> None:
+    """`predictions.parquet`: calibrated probabilities, numbers with noise, a label unknown."""
+    noise, tables = np.random.default_rng(0), []
+    ids = [f"secret-image-{i}" for i in range(images)]
+    patients = [f"secret-patient-{i // 2}" for i in range(images)]
+    for encoder in encoders:
+        for target in (*findings, *RECORDS):
+            if target in RECORDS:
+                labels = noise.normal(60, 15, images)
+                predictions = labels + noise.normal(0, 9, images)
+            else:
+                predictions = noise.beta(1, 4, images)
+                labels = (noise.random(images) < predictions).astype(float)
+            labels[0] = np.nan
+            for trained_on, seed in (("all", 0), ("all", 1), ("5 % of patients", 0)):
+                first = trained_on == "all" and seed == 0
+                columns = {"image_id": ids, "patient_id": patients, "encoder": [encoder] * images}
+                columns |= {"probe": ["linear"] * images, "trained_on": [trained_on] * images}
+                columns |= {"probe_seed": [seed] * images, "target": [target] * images}
+                columns |= {"label": pa.array(labels, from_pandas=True)}
+                tables.append(pa.table(columns | {"prediction": predictions if first else labels}))
+    pq.write_table(pa.concat_tables(tables), out / "predictions.parquet")
 
 
 class Page(HTMLParser):

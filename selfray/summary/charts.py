@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from selfray.summary.inputs import Curve
 from selfray.summary.markup import escaped
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_PANEL = 220  # CSS pixels: small multiples
 _WIDTH = 340  # CSS pixels: a phone shows a chart in full size, a screen three side by side
 SERIES = 8
 """Series that have a colour and a marker of their own; further ones begin again."""
@@ -32,6 +35,7 @@ _MARKERS = "osD^vPX*"
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "path.simplify": False,
     "text.parse_math": False,  # a name with a dollar sign is a name
     "font.size": 11,
     "axes.spines.top": False,
@@ -88,9 +92,10 @@ def interval_chart(
     *,
     title: str,
     axis: str,
-    zero: float,
+    zero: float | None,
     zero_label: str,
     limits: tuple[float, float] | None = None,
+    whole_numbers: bool = False,
 ) -> str:
     """Estimates as dots with their intervals, one below the other.
 
@@ -98,16 +103,18 @@ def interval_chart(
         bars: Top to bottom.
         title: Above the chart.
         axis: Name of the axis, with its unit.
-        zero: Where a line marks no knowledge or no difference.
+        zero: Where a line marks no knowledge or no difference; None: no such line.
         zero_label: What that line is, for readers that do not see it.
         limits: Ends of the axis, where several charts are to have the same.
+        whole_numbers: The axis has no others.
     """
     height = 74 + 34 * len(bars)
-    low, high = limits or span(bars, zero)
+    low, high = limits or span(bars, *([] if zero is None else [zero]))
     with _figure(_WIDTH, height) as (figure, axes):
         figure.subplots_adjust(left=0.02, right=0.98, bottom=46 / height, top=1 - 28 / height)
         axes.set_title(title, pad=8, x=0)
-        axes.axvline(zero, color=_MUTED, linewidth=0.8, dashes=(3, 2))
+        if zero is not None:
+            axes.axvline(zero, color=_MUTED, linewidth=0.8, dashes=(3, 2))
         for y, bar in enumerate(bars):
             _draw_bar(axes, y, bar)
         room = (high - low or 0.1) * 0.06
@@ -115,12 +122,13 @@ def interval_chart(
         axes.set_ylim(len(bars) - 0.5, -0.75)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.locator_params(axis="x", nbins=5)
+        axes.locator_params(axis="x", nbins=5, integer=whole_numbers)
         axes.grid(axis="x", color=_GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.set_xlabel(axis)
         told = "; ".join(f"{b.label}: {b.told}" for b in bars)
-        return _svg(figure, f"{title}. {axis}. {told}. Dashed line: {zero_label}.", _WIDTH)
+        dashed = "" if zero is None else f" Dashed line: {zero_label}."
+        return _svg(figure, f"{title}. {axis}. {told}.{dashed}", _WIDTH)
 
 
 def span(bars: Sequence[Bar], *others: float) -> tuple[float, float]:
@@ -140,6 +148,103 @@ def _draw_bar(axes: Axes, y: float, bar: Bar) -> None:
             x, y - 0.3, text, transform=axes.get_yaxis_transform(), fontsize=10.5,
             ha=side, va="bottom", bbox=ground,
         )  # fmt: skip
+
+
+def scatter_chart(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    *,
+    series: int,
+    title: str,
+    axis: str,
+    limits: tuple[float, float],
+    told: str,
+) -> str:
+    """Predictions against the truth, with the line where both are equal.
+
+    Args:
+        truth: [n]; what lies beyond the limits is drawn on the edge.
+        predicted: [n], same unit.
+        series: Which colour.
+        title: Above the chart.
+        axis: What is predicted, with its unit.
+        limits: Ends of both axes.
+        told: The correlation in words, for readers that do not see the chart.
+    """
+    with _figure(_PANEL, _PANEL) as (figure, axes):
+        _square(figure, axes, title, limits)
+        axes.set_xlabel(f"true {axis}")
+        axes.set_ylabel(f"predicted {axis}")
+        x, y = np.clip(truth, *limits), np.clip(predicted, *limits)
+        _dots(axes, x, y, _COLOURS[series % SERIES], size=2.6, opacity=0.45)
+        return _svg(figure, f"{title}: predicted {axis} against true. {told}", _PANEL)
+
+
+def reliability_chart(
+    curves: Sequence[tuple[int, str, np.ndarray, np.ndarray]], *, title: str
+) -> str:
+    """What was found against what was predicted, with the line of perfect calibration.
+
+    Args:
+        curves: Series, label, mean prediction and share of positives of each bin, [bins] each, 0
+            to 1, ascending in the first.
+        title: Above the chart.
+    """
+    ends = [float(values.max()) for _, _, *both in curves for values in both]
+    with _figure(_PANEL, _PANEL) as (figure, axes):
+        _square(figure, axes, title, (0.0, min(1.0, 1.08 * max(ends, default=1.0) or 1.0)))
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("found")
+        for series, _, predicted, found in curves:
+            colour = _COLOURS[series % SERIES]
+            axes.plot(predicted, found, color=colour, linewidth=1.1)
+            _dots(axes, predicted, found, colour, size=4.5)
+        told = "; ".join(
+            f"{label}: "
+            + ", ".join(f"{y:.2f} at {x:.2f}" for x, y in zip(predicted, found, strict=True))
+            for _, label, predicted, found in curves
+        )
+        return _svg(figure, f"{title}: share of positives at a predicted probability. {told}.",
+                    _PANEL)  # fmt: skip
+
+
+def _square(figure: Figure, axes: Axes, title: str, limits: tuple[float, float]) -> None:
+    """A small chart with two like axes and their diagonal."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    figure.subplots_adjust(left=0.21, right=0.96, bottom=0.2, top=0.89)
+    axes.set_title(title, pad=6, fontsize=11)
+    axes.plot(limits, limits, color=_MUTED, linewidth=0.8, dashes=(3, 2))
+    axes.set_xlim(*limits)
+    axes.set_ylim(*limits)
+    axes.grid(color=_GRID, linewidth=0.5)
+    axes.set_axisbelow(True)
+    for one in (axes.xaxis, axes.yaxis):
+        one.set_major_locator(MaxNLocator(4))
+        one.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.6g}".replace("-", "−")))
+
+
+def _dots(
+    axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, *, size: float, opacity: float = 1.0
+) -> None:
+    """Round dots in one path, on half pixels: a tenth of the bytes of matplotlib's markers.
+
+    The limits of the axes and their place in the figure must be final.
+    """
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+    from matplotlib.transforms import IdentityTransform
+
+    places = np.round(2 * axes.transData.transform(np.column_stack([x, y]))) / 2
+    places = np.unique(places, axis=0)
+    codes = np.tile([Path.MOVETO, Path.LINETO], len(places))
+    path = Path(np.repeat(places, 2, axis=0), codes)
+    axes.add_artist(
+        PathPatch(
+            path, transform=IdentityTransform(), fill=False, edgecolor=colour, linewidth=size,
+            capstyle="round", alpha=opacity, clip_on=False, zorder=3,
+        )
+    )  # fmt: skip
 
 
 def curve_chart(
@@ -243,7 +348,8 @@ def _figure(width: int, height: int) -> Iterator[tuple[Figure, Axes]]:
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width / 72, height / 72))
+        # Of 72 dots an inch, as SVG is written: places of `_dots` do not move.
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
         yield figure, figure.add_subplot()
 
 
@@ -268,14 +374,21 @@ def _svg(figure: Figure, told: str, width: int) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # for `*`: all of the page
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="[a-z]+\d*_\d+"', "", text)
+    text = re.sub(r' id="(matplotlib\.axis|[a-z]+\d*d?)_\d+"', "", text)
+    text = re.sub(r'(<path (?:id="\w+" )?d=")([^"]*)', lambda m: m[1] + _compact(m[2]), text)
+    text = re.sub(r'(<text [^<>]*?) transform="rotate\(-0 [^")]*\)"', r"\1", text)
+    text = re.sub(r">\s+<", "><", text)
     text = re.sub(r"(font: [^;\"<']*?)'[^;\"<]*", r"\1var(--sans)", text)
     text = re.sub(r"font-family: [^;\"<]*", "font-family: var(--sans)", text)
     text = re.sub(r"(?<=: )#00aa[01]\d", lambda m: f"var(--{_VARIABLES.get(m[0], 'ink')})", text)
-    return (
-        f'<svg {view[0]} role="img" aria-label="{escaped(told)}" style="width:{width}px">'
-        f"<title>{escaped(told)}</title>{text}"
-    )
+    return f'<svg {view[0]} role="img" aria-label="{escaped(told)}" style="width:{width}px">{text}'
+
+
+def _compact(path: str) -> str:
+    """A path with hundredths of a pixel; a line of no length is `h0`."""
+    path = re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), path)
+    path = re.sub(r"M (\S+ \S+)\s+L \1(?!\S)", r"M\1h0", path)
+    return re.sub(r"\s*([A-Za-z])\s*", r"\1", path)
 
 
 def _short(value: float) -> str:

@@ -10,15 +10,25 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from selfray.errors import InputError
+from selfray.summary.predictions import Predicted, read_predictions
 
 POINTS = 500
 """A curve has at most so many points, and at least half as many where there are more steps."""
 
-_NUMBERS = ("value", "ci_low", "ci_high", "prevalence", "n", "n_patients")
+_NUMBERS = (
+    "value", "ci_low", "ci_high", "prevalence", "n", "n_patients", "n_positive", "probe_seeds",
+    "p_value", "p_holm", "probability_best",
+)  # fmt: skip
+_OF_A_PART = ("trained_on", "subgroup", "grouped_by")
+"""Fields of lines that are not of the whole train split and all test images."""
+
+
+_Key = tuple[str, str, str, str]  # encoder, target, metric, probe
 
 
 class Curve:
@@ -160,28 +170,77 @@ class Evaluation:
         described = self.info.get("dataset")
         return described if isinstance(described, dict) else {}
 
+    @property
+    def probes(self) -> list[str]:
+        """Protocols of the whole train split, the linear one first."""
+        found = dict.fromkeys(key[3] for key in self._whole)
+        return sorted(found, key=lambda probe: probe != "linear")
+
+    @property
+    def leaks(self) -> list[dict[str, Any]] | None:
+        """What was found of the test images in training; None where nobody looked."""
+        found = self.info.get("leaks")
+        return (
+            [leak for leak in found if isinstance(leak, dict)] if isinstance(found, list) else None
+        )
+
+    def main_probe(self, target: str, metric: str) -> str:
+        """The protocol that a number is shown of where one is: linear, or the first that has it."""
+        return self._main_probes.get((target, metric), "linear")
+
     def result(
-        self, encoder: str, target: str, metric: str, probe: str = "linear"
+        self, encoder: str, target: str, metric: str, probe: str | None = None
     ) -> dict[str, Any] | None:
-        """The line of one number, or None."""
-        wanted = (encoder, target, metric, probe)
-        return next((line for line in self.results if _key(line) == wanted), None)
+        """The line of one number of the whole train split and all test images, or None.
+
+        Args:
+            encoder: Its name.
+            target: Its name, `macro` for the mean over the findings.
+            metric: Its name.
+            probe: The protocol; None: the main one.
+        """
+        return self._whole.get((encoder, target, metric, probe or self.main_probe(target, metric)))
 
     def difference(
-        self, encoder: str, reference: str, target: str, metric: str
+        self, encoder: str, reference: str, target: str, metric: str, probe: str | None = None
     ) -> dict[str, Any] | None:
         """The line of one paired comparison, or None where it is not defined."""
-        wanted = (encoder, target, f"{metric}_difference", "linear")
-        for line in self.differences:
-            if _key(line) == wanted and line["reference"] == reference and _bounded(line):
-                return line
-        return None
+        probe = probe or self.main_probe(target, metric)
+        return self._compared.get((encoder, target, f"{metric}_difference", probe, reference))
+
+    def predictions(self, encoder: str, target: str, metric: str) -> Predicted | None:
+        """Labels and predictions of the probe that `result` shows, where they were kept."""
+        return self._predictions.get((encoder, target, self.main_probe(target, metric)))
+
+    @cached_property
+    def _predictions(self) -> dict[tuple[str, str, str], Predicted]:
+        return read_predictions(self.path)
+
+    @cached_property
+    def _whole(self) -> dict[_Key, dict[str, Any]]:
+        lines = [line for line in self.results if _is_whole(line)]
+        return {_key(line): line for line in reversed(lines)}  # the first of equals
+
+    @cached_property
+    def _compared(self) -> dict[tuple[str, str, str, str, str], dict[str, Any]]:
+        lines = [line for line in self.differences if _is_whole(line) and _bounded(line)]
+        return {(*_key(line), line["reference"]): line for line in reversed(lines)}
+
+    @cached_property
+    def _main_probes(self) -> dict[tuple[str, str], str]:
+        found: dict[tuple[str, str], str] = {}
+        for line in filter(_is_whole, self.results):
+            _, target, metric, probe = _key(line)
+            if probe == "linear" or (target, metric) not in found:
+                found[target, metric] = probe
+        return found
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that was found."""
+    """All that was found in a directory, which the page is written into."""
 
+    directory: Path
     runs: list[Run]
     evaluations: list[Evaluation]
 
@@ -218,7 +277,8 @@ def find_inputs(directory: Path) -> Inputs:
             "`selfray evaluate`."
         )
     distinct = {path.resolve(): path for path in reversed(runs)}
-    return Inputs([read_run(path) for path in reversed(distinct.values())], evaluations)
+    shown = [read_run(path) for path in reversed(distinct.values())]
+    return Inputs(directory, shown, evaluations)
 
 
 def read_run(path: Path) -> Run:
@@ -257,13 +317,14 @@ def read_run(path: Path) -> Run:
 def read_evaluation(path: Path) -> Evaluation:
     """Read an evaluation directory; a line without encoder, target and metric is passed over.
 
-    Every line has the fields of `_NUMBERS`, each a finite number or None.
+    Every line has the fields of `_NUMBERS`, each a finite number or None, and a `probe`.
     """
     results, differences = [], []
     for line in _records(path / "results.jsonl"):
         if not all(isinstance(line.get(name), str) for name in ("encoder", "target", "metric")):
             continue
         line |= {name: number(line.get(name)) for name in _NUMBERS}
+        line["probe"] = line["probe"] if isinstance(line.get("probe"), str) else "linear"
         if isinstance(line.get("reference"), str):
             differences.append(line)
         else:
@@ -271,8 +332,12 @@ def read_evaluation(path: Path) -> Evaluation:
     return Evaluation(path, _read_object(path / "evaluation.json"), results, differences)
 
 
-def _key(line: dict[str, Any]) -> tuple[str, str, str, str]:
-    return line["encoder"], line["target"], line["metric"], line.get("probe", "linear")
+def _key(line: dict[str, Any]) -> _Key:
+    return line["encoder"], line["target"], line["metric"], line["probe"]
+
+
+def _is_whole(line: dict[str, Any]) -> bool:
+    return not any(line.get(name) for name in _OF_A_PART)
 
 
 def _bounded(line: dict[str, Any]) -> bool:

@@ -12,10 +12,18 @@ from typing import Any
 import selfray
 from selfray.data.dataset import RadiographDataset, write_atomically
 from selfray.errors import InputError
+from selfray.summary.calibration_section import calibration_section
+from selfray.summary.differences_section import differences_section
 from selfray.summary.efficiency_section import efficiency_section
+from selfray.summary.findings_section import findings_section
 from selfray.summary.inputs import Evaluation, Inputs, Run, find_inputs, number
+from selfray.summary.leaks import leak_notes
 from selfray.summary.markup import PHANTOM, command, escaped, facts
+from selfray.summary.method_section import method_section
 from selfray.summary.pictures_section import pictures_section
+from selfray.summary.protocols_section import protocols_section
+from selfray.summary.ranks_section import ranks_section
+from selfray.summary.records_section import records_section
 from selfray.summary.results_section import results_section
 from selfray.summary.segmentation_section import segmentation_section
 from selfray.summary.sites_section import sites_section
@@ -26,6 +34,12 @@ from selfray.summary.verdict import evaluation_verdict, readable_names, run_verd
 
 _OF_RESULTS = (
     results_section,
+    records_section,
+    ranks_section,
+    differences_section,
+    findings_section,
+    calibration_section,
+    protocols_section,
     efficiency_section,
     subgroups_section,
     sites_section,
@@ -87,7 +101,8 @@ def _title(inputs: Inputs) -> str:
 
 
 def _header(title: str, inputs: Inputs) -> str:
-    parts = [_banner(inputs), '<p class="kicker">selfray summary</p>', f"<h1>{escaped(title)}</h1>"]
+    parts = [leak_notes(inputs.evaluations), _banner(inputs)]
+    parts += ['<p class="kicker">selfray summary</p>', f"<h1>{escaped(title)}</h1>"]
     for evaluation in inputs.evaluations:
         opening, claims = evaluation_verdict(evaluation)
         items = "".join(f"<li><b>{escaped(who)}:</b> {escaped(told)}.</li>" for who, told in claims)
@@ -192,7 +207,7 @@ def _described(data: dict[str, Any]) -> str:
 
 def _provenance(inputs: Inputs) -> str:
     parts = [_run_provenance(run) for run in inputs.runs]
-    parts += [_evaluation_provenance(evaluation) for evaluation in inputs.evaluations]
+    parts += [_evaluation_provenance(e, inputs.directory) for e in inputs.evaluations]
     made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, selfray {selfray.__version__}"
     return (
         f'<section id="provenance"><h2>How it was made</h2>{"".join(parts)}'
@@ -226,7 +241,7 @@ def _run_provenance(run: Run) -> str:
     )
 
 
-def _evaluation_provenance(evaluation: Evaluation) -> str:
+def _evaluation_provenance(evaluation: Evaluation, directory: Path) -> str:
     info = evaluation.info
     versions = info.get("versions")
     versions = versions if isinstance(versions, dict) else {}
@@ -240,8 +255,10 @@ def _evaluation_provenance(evaluation: Evaluation) -> str:
         ("Directory", evaluation.path),
     ]
     name = escaped(evaluation.path.resolve().name)
-    return f"<h3>Evaluation: {name}</h3>{command(info.get('command'))}" + facts(
-        [(name, escaped(value)) for name, value in told if value]
+    return (
+        f"<h3>Evaluation: {name}</h3>{command(info.get('command'))}"
+        + method_section(evaluation, directory)
+        + facts([(name, escaped(value)) for name, value in told if value])
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from selfray.summary.inputs import Evaluation, Run
-from selfray.summary.markup import enumerated
+from selfray.summary.markup import enumerated, listed
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Measure:
         column: Head of a column, title of a chart.
         target: In `results.jsonl`.
         metric: In `results.jsonl`.
-        ignorance: Value of an encoder that knows nothing.
+        ignorance: Value of an encoder that knows nothing; None where it depends on the data.
     """
 
     of: str
@@ -29,7 +29,17 @@ class Measure:
     column: str
     target: str
     metric: str
-    ignorance: float
+    ignorance: float | None
+
+    @property
+    def title(self) -> str:
+        """Of a chart whose axis is `unit`."""
+        return self.column.rpartition(", ")[0]
+
+    @property
+    def unit(self) -> str:
+        """Name of the axis."""
+        return self.column.rpartition(", ")[2]
 
 
 MEASURES = (
@@ -39,6 +49,33 @@ MEASURES = (
     Measure("of weight", "R²", "Weight, R²", "weight_kg", "r2", 0.0),
     Measure("of BMI", "R²", "BMI, R²", "bmi", "r2", 0.0),
 )
+
+_PRECISION = Measure(
+    "over the findings", "macro-AUPRC", "Findings, macro-AUPRC", "macro", "auprc", None
+)
+_OVERLAP = Measure("over the labels", "mean Dice", "Anatomy, mean Dice", "macro", "dice", 0.0)
+
+
+def measures(evaluation: Evaluation) -> list[Measure]:
+    """What the encoders of an evaluation are compared by: findings, label maps, records.
+
+    Records beyond sex, age, weight and BMI come last, in the order of the results; a category,
+    such as the view, is the mean over its values.
+    """
+    known = {(line["target"], line["metric"]) for line in evaluation.results}
+    order = (MEASURES[0], _PRECISION, _OVERLAP, *MEASURES[1:])
+    found = [m for m in order if (m.target, m.metric) in known]
+    named = {m.target for m in order}
+    for line in evaluation.results:
+        target, metric = line["target"], line["metric"]
+        one_of_many = "=" in target or target in named
+        if line.get("task") == "metadata" and metric in ("auroc", "r2") and not one_of_many:
+            named.add(target)
+            spoken, unit = listed([target]), "AUROC" if metric == "auroc" else "R²"
+            column = f"{spoken[:1].upper()}{spoken[1:]}, {unit}"
+            chance = 0.5 if metric == "auroc" else 0.0
+            found.append(Measure(f"of {spoken}", unit, column, target, metric, chance))
+    return found
 
 
 def is_baseline(encoder: str) -> bool:
@@ -87,13 +124,13 @@ def _spoken(encoder: str) -> str:
 def evaluation_verdict(evaluation: Evaluation) -> tuple[str, list[tuple[str, str]]]:
     """The opening words, and for each encoder that is judged its name and what was found.
 
-    The claim is about one measure, the first of `MEASURES` that was taken; `comparisons` has all.
+    The claim is about one measure, the first of `measures`; `comparisons` has all.
 
     Args:
         evaluation: With paired differences; where there are none, there is no comparison.
     """
     encoders, names = evaluation.encoders, readable_names(evaluation.encoders)
-    for measure in MEASURES:
+    for measure in measures(evaluation):
         lines = {e: evaluation.result(e, measure.target, measure.metric) for e in encoders}
         known = [line for line in lines.values() if line is not None and line["value"] is not None]
         if known:
@@ -189,6 +226,11 @@ def run_verdict(run: Run) -> str:
 def signed(value: float) -> str:
     """With a true minus sign: +0.061, −0.004."""
     return f"{value:+.3f}".replace("-", "−")
+
+
+def probability(value: float) -> str:
+    """A p-value: p = 0.012, p < 0.001."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def cell_text(line: dict[str, Any]) -> str:
