@@ -67,7 +67,11 @@ def _of_probe(probe: str, lines: list[Line], names: dict[str, str], note: str) -
     for line in lines:
         if line["metric"] in _MAIN_METRICS:
             cells = found.setdefault((line["target"], line["metric"]), {})
-            cells[line["encoder"], line["trained_on"]] = line
+            # Of draws without both classes there are further lines, with the reason.
+            if line["value"] is not None:
+                cells[line["encoder"], line["trained_on"]] = line
+            else:
+                cells.setdefault((line["encoder"], line["trained_on"]), line)
     shown = [m for m in _OPEN if m in found] or list(found)[:1]
     folded = [m for m in found if m not in shown]
     what = f"{note}<b>Probe {escaped(probe)} by the number of training patients.</b> "
@@ -76,7 +80,7 @@ def _of_probe(probe: str, lines: list[Line], names: dict[str, str], note: str) -
     drawn = max(int(number(line.get("probe_seeds")) or 1) for line in lines)
     caption = (
         f"{what}Line: estimate on the test split"
-        + (f", mean over {drawn} draws of the patients" if drawn > 1 else "")
+        + (f", of a part the mean over {drawn} draws of patients" if drawn > 1 else "")
         + "; band and brackets: 95 % interval by resampling test patients. Dashed, where the axis "
         "reaches it: an encoder that knows nothing. “8 a class”: fitted on 8 patients with a "
         "finding and 8 without it. Higher is better."

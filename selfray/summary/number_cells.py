@@ -27,6 +27,18 @@ def by_probe(lines: Iterable[Line]) -> dict[str, list[Line]]:
     return dict(sorted(found.items(), key=lambda item: item[0] != "linear"))
 
 
+def first_shown(measured: Iterable[tuple[str, str]], findings: Sequence[str]) -> tuple[str, str]:
+    """The target and metric that stands for all: a mean, a finding, or what is there.
+
+    Args:
+        measured: One or more.
+        findings: Names of the findings.
+    """
+    there = list(measured)
+    preferred = [("macro", "auroc"), ("macro", "dice"), *((name, "auroc") for name in findings)]
+    return next((one for one in preferred if one in there), there[0])
+
+
 def series_legend(names: Iterable[str]) -> str:
     """Colour and mark of each encoder, for several charts together."""
     items = "".join(

@@ -10,6 +10,7 @@ from selfray.summary.number_cells import (
     Line,
     by_probe,
     encoder_head,
+    first_shown,
     fixed,
     head,
     interval,
@@ -17,13 +18,13 @@ from selfray.summary.number_cells import (
     number_cell,
     table,
 )
-from selfray.summary.verdict import MEASURES, readable_names
+from selfray.summary.verdict import readable_names
 
 _SITE = "site "  # before the name in `trained_on`
 _ALL = "all of the train split"
+_ANYWHERE = ""  # place of the reason why a site has no probe
 _MAIN_METRICS = {"auroc": 0.5, "r2": 0.0}
 """Metrics that are shown, with the value of an encoder that knows nothing."""
-_OPEN = [(m.target, m.metric) for m in MEASURES]
 _MACHINE = ("site", "scanner", "view")
 _DEEPEST = 50
 """Percent of colour in the deepest cell: above it, text is hard to read in one of the schemes."""
@@ -44,24 +45,32 @@ def sites_section(evaluation: Evaluation, note: str) -> str:
         view.
     """
     names = readable_names(evaluation.encoders)
-    parts = _transfer(evaluation, names, note) + _machine(evaluation, names, note)
+    parts = _transfer(evaluation, note) + _machine(evaluation, names, note)
     return f"<h3>Sites and machines</h3>{parts}" if parts else ""
 
 
-def _transfer(evaluation: Evaluation, names: dict[str, str], note: str) -> str:
+def _transfer(evaluation: Evaluation, note: str) -> str:
     lines = [
         line
         for line in evaluation.results
-        if line.get("grouped_by") == "site"
-        and "subgroup" in line
-        and line["metric"] in _MAIN_METRICS
+        if line["metric"] in _MAIN_METRICS
         and _trained_on(line) is not None
+        and (_is_cell(line) or _has_no_probe(line))
     ]
     return "".join(
-        _transfer_of_probe(probe, found, names, note)
+        _transfer_of_probe(probe, found, evaluation, note)
         for probe, found in by_probe(lines).items()
-        if any("trained_on" in line for line in found)
+        if any(_is_cell(line) and "trained_on" in line for line in found)
     )
+
+
+def _is_cell(line: Line) -> bool:
+    return line.get("grouped_by") == "site" and "subgroup" in line
+
+
+def _has_no_probe(line: Line) -> bool:
+    """Whether this says why nothing could be fitted on a site."""
+    return "trained_on" in line and "grouped_by" not in line and line["value"] is None
 
 
 def _trained_on(line: Line) -> str | None:
@@ -70,13 +79,17 @@ def _trained_on(line: Line) -> str | None:
     return part.removeprefix(_SITE) if part.startswith(_SITE) else None
 
 
-def _transfer_of_probe(probe: str, lines: list[Line], names: dict[str, str], note: str) -> str:
+def _transfer_of_probe(probe: str, lines: list[Line], evaluation: Evaluation, note: str) -> str:
+    names = readable_names(evaluation.encoders)
     found: dict[tuple[str, str], dict[str, _Matrix]] = {}
     for line in lines:
         matrices = found.setdefault((line["target"], line["metric"]), {})
-        cell = _trained_on(line) or _ALL, str(line["subgroup"])
+        cell = _trained_on(line) or _ALL, str(line["subgroup"]) if _is_cell(line) else _ANYWHERE
         matrices.setdefault(line["encoder"], {})[cell] = line
-    first = next((m for m in _OPEN if m in found), next(iter(found)))
+    found = {
+        m: matrices for m, matrices in found.items() if any(map(_is_transfer, matrices.values()))
+    }
+    first = first_shown(found, evaluation.findings)
     html = figure(
         _maps(first, found[first], names),
         f"{note}<b>From site to site, {escaped(measure_title(*first))}, probe {escaped(probe)}.</b>"
@@ -99,6 +112,10 @@ def _transfer_of_probe(probe: str, lines: list[Line], names: dict[str, str], not
     return html
 
 
+def _is_transfer(matrix: _Matrix) -> bool:
+    return any(trained != _ALL and tested != _ANYWHERE for trained, tested in matrix)
+
+
 def _maps(measured: tuple[str, str], matrices: dict[str, _Matrix], names: dict[str, str]) -> str:
     lines = [line for matrix in matrices.values() for line in matrix.values()]
     values = [line["value"] for line in lines if line["value"] is not None]
@@ -113,11 +130,16 @@ def _maps(measured: tuple[str, str], matrices: dict[str, _Matrix], names: dict[s
 
 def _map(name: str, measured: tuple[str, str], matrix: _Matrix, scale: tuple[float, float]) -> str:
     trained = sorted({cell[0] for cell in matrix}, key=lambda site: (site == _ALL, site))
-    tested = sorted({cell[1] for cell in matrix})
+    tested = sorted({cell[1] for cell in matrix} - {_ANYWHERE})
     heads = head("trained on ↓, tested on →", "name") + "".join(map(head, map(escaped, tested)))
     rows = [
         f'<tr><th scope="row">{escaped(site)}</th>'
-        + "".join(_cell(matrix.get((site, other)), scale, own=site == other) for other in tested)
+        + "".join(
+            _cell(
+                matrix.get((site, other)) or matrix.get((site, _ANYWHERE)), scale, own=site == other
+            )
+            for other in tested
+        )
         + "</tr>"
         for site in trained
     ]

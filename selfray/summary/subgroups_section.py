@@ -12,17 +12,17 @@ from selfray.summary.number_cells import (
     by_probe,
     count_cell,
     encoder_heads,
+    first_shown,
     fixed,
     head,
     measure_title,
     number_cell,
     table,
 )
-from selfray.summary.verdict import MEASURES, cell_text, readable_names
+from selfray.summary.verdict import cell_text, readable_names
 
 _METRICS = ("auroc", "r2", "mae", "dice")
 _GAP = "_gap"
-_OPEN = (*((m.target, m.metric) for m in MEASURES), ("macro", "dice"))
 
 
 @dataclass
@@ -57,18 +57,18 @@ def subgroups_section(evaluation: Evaluation, note: str) -> str:
         for line in evaluation.results
         if isinstance(line.get("grouped_by"), str) and "trained_on" not in line
     ]
-    names = readable_names(evaluation.encoders)
     parts = [
-        _of_probe(probe, _grouped(found), names, note) for probe, found in by_probe(lines).items()
+        _of_probe(probe, _grouped(found), evaluation, note)
+        for probe, found in by_probe(lines).items()
     ]
     if not any(parts):
         return ""
     return (
         "<h3>Subgroups</h3><p>The same predictions, scored group by group. A <em>gap</em> is the "
-        "largest value among the groups minus the smallest. A gap whose 95 % interval contains 0 "
-        "shows nothing, and with more or smaller groups a gap grows by chance alone; a gap whose "
-        "interval does not is a reason to look at the groups, not yet a cause: they may differ in "
-        "disease, in view or in machine.</p>" + "".join(parts)
+        "largest value among the groups minus the smallest; its interval allows for the two having "
+        "been picked as the extremes. A gap whose 95 % interval contains 0 shows nothing. A gap "
+        "whose interval does not is a reason to look at the groups, not yet a cause: they may "
+        "differ in disease, in view or in machine.</p>" + "".join(parts)
     )
 
 
@@ -89,22 +89,22 @@ def _grouped(lines: list[Line]) -> dict[str, _Attribute]:
 
 
 def _of_probe(
-    probe: str, attributes: dict[str, _Attribute], names: dict[str, str], note: str
+    probe: str, attributes: dict[str, _Attribute], evaluation: Evaluation, note: str
 ) -> str:
     if not attributes:
         return ""
-    first = {
-        name: next((m for m in _OPEN if m in measured), next(iter(measured)))
-        for name, measured in attributes.items()
-    }
+    names = readable_names(evaluation.encoders)
+    first = {n: first_shown(measured, evaluation.findings) for n, measured in attributes.items()}
     parts = [_gap_charts(probe, attributes, first, names, note)]
     for name, measured in attributes.items():
         caption = (
             f"{note}<b>By {escaped(listed([name]))}, probe {escaped(probe)}.</b> Images, patients "
-            "and positives of the test split; 95 % intervals by resampling patients."
+            "and positives of the test split; 95 % intervals by resampling patients. Where a group "
+            "has too few patients, no number is given."
         )
         shown = first[name]
-        parts.append(figure(_table(name, shown, measured[shown], names), caption))
+        tables = _table(name, shown, measured[shown], names) + _gaps_table(name, measured, names)
+        parts.append(figure(tables, caption))
         others = [m for m in measured if m != shown]
         if others:
             tables = "".join(_table(name, m, measured[m], names) for m in others)
@@ -182,3 +182,18 @@ def _table(
         )
     # Not sortable: the gap stays below the groups.
     return table(heads, rows, told=f"{title}, by {listed([attribute])}", kind="groups")
+
+
+def _gaps_table(attribute: str, measured: _Attribute, names: dict[str, str]) -> str:
+    """The gaps of all targets; empty where there are not several."""
+    gaps = {target: grouped.gaps for target, grouped in measured.items() if grouped.gaps}
+    if len(gaps) < 2:
+        return ""
+    title = f"Gap by {listed([attribute])}"
+    rows = [
+        f'<tr><th scope="row">{escaped(measure_title(*target))}</th>'
+        + "".join(number_cell(found.get(encoder)) for encoder in names)
+        + "</tr>"
+        for target, found in gaps.items()
+    ]
+    return table(head(escaped(title), "name") + encoder_heads(names.values()), rows, told=title)

@@ -113,30 +113,37 @@ def test_a_missing_number_of_a_part_says_why_and_the_curve_goes_on(tmp_path: Pat
     assert len(page.all("svg")) == 2
 
 
+def test_a_draw_without_both_classes_does_not_hide_the_mean_of_the_others(tmp_path: Path) -> None:
+    lacking = by_part("run", "1 % of patients", None, reason="lacks both classes")
+    lines = [lacking, by_part("run", "1 % of patients", 0.625), lacking]
+    page = taken_apart(efficiency_section(evaluation_of(tmp_path, lines), NOTE))
+    assert values(page) == [0.625] and "lacks" not in page.words
+
+
 def test_curves_say_how_many_draws_they_are_the_mean_of(tmp_path: Path) -> None:
     lines = [by_part("run", "5 % of patients", 0.7, probe_seeds=5)]
-    assert "mean over 5 draws" in efficiency_section(evaluation_of(tmp_path, lines), NOTE)
+    assert "the mean over 5 draws" in efficiency_section(evaluation_of(tmp_path, lines), NOTE)
     lines = [by_part("run", "5 % of patients", 0.7)]
     (tmp_path / "once").mkdir()
     assert "draws" not in efficiency_section(evaluation_of(tmp_path / "once", lines), NOTE)
 
 
 def points(path: str) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in re.findall(r"[ML](\S+) ([^\sLz]+)", path)]
+    pairs = re.findall(r"[ML]\s*(-?[0-9.]+)\s+(-?[0-9.]+)", path)
+    return [(float(x), float(y)) for x, y in pairs]
 
 
 def test_the_axis_of_shares_is_logarithmic_and_the_band_is_the_interval() -> None:
     low, high = [0.55, 0.6, None], [0.62, 0.78, None]
     course = Course("run", 2, [1.0, 10.0, 100.0], [0.6, 0.7, 0.8], low, high, ["", "", ""])
     svg = share_chart([course], title="t", axis="a", zero=0.5)
-    (line,) = re.findall(r'<path d="([^"]*)"[^>]*stroke: var\(--series-2\)', svg)
+    (line,) = re.findall(r'<path d="([^"]*)"[^>]*stroke: ?var\(--series-2\)', svg)
     (x0, y0), (x1, y1), (x2, y2) = points(line)
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.02)
     assert y1 - y0 == pytest.approx(y2 - y1, abs=0.02) and y1 < y0
     # The band is drawn once and shifted down to its place.
-    drawn, shift = re.findall(
-        r'd="([^"]*)"/></defs>.*?<use [^>]*y="(\d+)"', svg.partition(line)[0]
-    )[-1]
+    shapes = re.findall(r'd="([^"]*)"/>\s*</defs>.*?<use [^>]*y="(\d+)"', svg, re.DOTALL)
+    drawn, shift = next(shape for shape in shapes if len(points(shape[0])) > 4)
     band = {(x, round(y + float(shift), 2)) for x, y in points(drawn)}
     for x, value in ((x0, 0.55), (x0, 0.62), (x1, 0.6), (x1, 0.78)):
         wanted = (x, y0 + (value - 0.6) * (y1 - y0) / 0.1)
@@ -183,6 +190,28 @@ def test_a_group_that_is_too_small_has_words_and_no_number(tmp_path: Path) -> No
     assert ["gap: largest minus smallest", "", "", "one group is left"] in rows(html)
     assert not page.all("svg")
     assert values(page) == [812, 402, 0.8, 312, 402]
+
+
+def test_without_a_mean_a_finding_comes_first_and_the_gaps_of_all_targets_beside_it(
+    tmp_path: Path,
+) -> None:
+    lines = [
+        result("run", target, metric, 0.3, grouped_by="view", subgroup="PA")
+        for target, metric in (("sex", "auroc"), ("nodule", "auroc"), ("age_years", "r2"))
+    ]
+    lines += [
+        result("run", target, "auroc_gap", value, grouped_by="view")
+        for target, value in (("sex", 0.11), ("nodule", 0.22))
+    ]
+    html = subgroups_section(evaluation_of(tmp_path, lines), NOTE)
+    page = taken_apart(html)
+    opened = rows(html.partition("<details>")[0])
+    assert [row[0] for row in opened] == [
+        "nodule, AUROC, by view", "PA", "gap: largest minus smallest",
+        "Gap by view", "Sex, AUROC", "nodule, AUROC",
+    ]  # fmt: skip
+    assert [row[1] for row in opened[4:]] == ["0.110 [0.060, 0.160]", "0.220 [0.170, 0.270]"]
+    assert "nodule" in str(page.all("svg")[0]["aria-label"])
 
 
 def test_groups_of_probes_of_one_site_are_no_subgroups(tmp_path: Path) -> None:
@@ -237,6 +266,19 @@ def test_findings_of_the_matrix_are_folded_and_missing_cells_say_why(tmp_path: P
     opened, folded = html.split("<details>")
     assert "0.700" in opened and "nodule" not in opened
     assert "nodule, AUROC" in folded and "too few: 2 with, 9 without" in folded
+
+
+def test_a_site_without_a_probe_says_why(tmp_path: Path) -> None:
+    why = "the site has no images in the train split"
+    lines = [
+        of_sites("run", "A", "B", 0.6, target="nodule"),
+        result("run", "nodule", "auroc", None, trained_on="site C", reason=why),
+        result("run", "sex", "auroc", None, trained_on="site C", reason=why),
+        result("run", "nodule", "auroc", 0.9, trained_on="site A"),
+    ]
+    html = sites_section(evaluation_of(tmp_path, lines), NOTE)
+    taken_apart(html)
+    assert rows(html)[1:] == [["A", "0.600 [0.550, 0.650]"], ["C", why]]
 
 
 def test_what_features_say_of_the_machine_is_called_a_warning(tmp_path: Path) -> None:
