@@ -5,7 +5,7 @@ on the training split; the penalty is chosen on the validation split, for each t
 
 Features may be arrays in memory or `FeatureRows` on disk. The latter, from `HELD_BYTES` on, are
 read block by block in each step, so that memory holds about 100 MiB of blocks and logits, one
-[D, D] matrix or two, some 25 numbers a problem and feature, and the labels, whatever N is.
+[D, D] matrix or two, some 50 numbers a problem and feature, and the labels, whatever N is.
 """
 
 from __future__ import annotations

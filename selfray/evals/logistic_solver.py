@@ -19,7 +19,7 @@ from torch import Tensor
 
 from selfray.evals.feature_rows import RowBlocks, placed_blocks
 
-_HISTORY = 10  # pairs kept by L-BFGS
+_HISTORY = 20  # pairs kept by L-BFGS
 _FIRST_STRENGTHS = 6  # solved from nothing; the others start between their neighbours
 _PROBLEMS = 1024  # at a time; with BLOCK_ROWS it bounds the logits in memory, 16 MiB of float64
 _DROP = 0.1  # share of solved problems from which dropping them costs less than it saves
@@ -184,7 +184,7 @@ def _solve(
         # Where the penalty is weak the bound is far above what is left, and float32 may never
         # reach it: it has done its share when the foreseen gain is small or trials go astray.
         foreseen = -(problems.gradient * direction).sum(dim=1) / 2
-        little = foreseen <= 0.01 * tolerance * problems.loss
+        little = foreseen <= 1e-4 * tolerance * problems.loss
         return left(problems, direction) | little | (problems.length < _SHRINK**3)
 
     def left_in_float64(problems: _Problems, direction: Tensor) -> Tensor:
