@@ -30,8 +30,8 @@ from selfray.evals.stepwise import (
 )
 from selfray.progress import progress_bar
 
-# V-JEPA's is 1e-3; half a decade to each side of it and one more below, for small datasets.
-LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+# V-JEPA's is 1e-3; a decade to each side of it.
+LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 WEIGHT_DECAY = 1e-3  # V-JEPA's vitl16_in1k.yaml, of matrices
 PASSES = 20  # V-JEPA's, over the training images
 FEWEST_STEPS = 1000  # ours: 20 passes over few images are too few steps
