@@ -6,6 +6,7 @@ import re
 
 from selfray.summary.curve_charts import Course, share_chart
 from selfray.summary.inputs import Evaluation, number
+from selfray.summary.judged_cells import probe_name
 from selfray.summary.markup import escaped, figure
 from selfray.summary.number_cells import (
     Line,
@@ -44,7 +45,7 @@ def efficiency_section(evaluation: Evaluation, note: str) -> str:
         return ""
     names = readable_names(evaluation.encoders)
     parts = "".join(
-        _of_probe(probe, found, names, note) for probe, found in by_probe(lines).items()
+        _of_probe(probe_name(probe), found, names, note) for probe, found in by_probe(lines).items()
     )
     return (
         "<h3>Label efficiency</h3><p>How much an encoder is worth where few labels are at hand: "

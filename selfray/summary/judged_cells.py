@@ -26,16 +26,21 @@ def probe_name(probe: str) -> str:
     return f"fine-tuned, last {last[1]} blocks" if last else _PROBES.get(probe, probe)
 
 
-def judged_cell(line: Line | None) -> str:
-    """A number with its interval; the best is bold, what is not told from it has a dagger."""
+def judged_cell(line: Line | None, digits: int = 3) -> str:
+    """A number with its interval; the best is bold, what is not told from it has a dagger.
+
+    Args:
+        line: Of `results.jsonl`, or None where there is none.
+        digits: Decimal places shown; `data-value` has all of them.
+    """
     if line is None or line["value"] is None:
         return number_cell(line)
-    value = fixed(line["value"])
+    value = fixed(line["value"], digits)
     if line.get("best") is True:
         value = f"<b>{value}</b>"
     elif line.get("like_best") is True:
         value += "<sup>†</sup>"
-    return f'<td data-value="{line["value"]!r}">{value}{interval(line)}</td>'
+    return f'<td data-value="{line["value"]!r}">{value}{interval(line, digits)}</td>'
 
 
 def best_legend(lines: Iterable[Line | None], within: str) -> str:

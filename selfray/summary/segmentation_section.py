@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from selfray.summary.inputs import Evaluation
+from selfray.summary.judged_cells import best_legend, judged_cell, probe_name
 from selfray.summary.markup import escaped, figure, listed
 from selfray.summary.number_cells import (
     METRIC_NAMES,
     Line,
-    fixed,
     head,
-    interval,
-    number_cell,
     series_mark,
     table,
 )
@@ -51,20 +49,19 @@ def segmentation_section(evaluation: Evaluation, note: str) -> str:
 def _tables(lines: list[Line], names: dict[str, str], note: str) -> str:
     metrics = [metric for metric in _METRICS if any(line["metric"] == metric for line in lines)]
     tables = [_table([line for line in lines if line["metric"] == m], m, names) for m in metrics]
-    shown = figure(tables[0], note + _CAPTION)
+    caption = note + _CAPTION + best_legend(lines, "of the row for a decoder")
+    shown = figure(tables[0], caption)
     if tables[1:]:
         further = ", ".join(METRIC_NAMES[metric] for metric in metrics[1:])
         shown += (
-            f"<details><summary>{further}</summary>"
-            f"{figure(''.join(tables[1:]), note + _CAPTION)}</details>"
+            f"<details><summary>{further}</summary>{figure(''.join(tables[1:]), caption)}</details>"
         )
     return shown
 
 
 _CAPTION = (
     "<b>Label maps against the truth.</b> Means over the test images, 95 % intervals by "
-    "resampling patients. Bold: best of the row for a decoder; †: its paired difference from the "
-    "best has an interval that contains 0. Dice and IoU: higher is better, at most 1. HD95 and "
+    "resampling patients. Dice and IoU: higher is better, at most 1. HD95 and "
     "ASD: 95th percentile of the distances between the outlines, and their mean; lower is better. "
     "Of an image where a label is in neither map, Dice and IoU are 1; where it is in only one of "
     "the two, they are 0. Distances are of the images where it is in both, so that an encoder that "
@@ -87,15 +84,16 @@ def _table(lines: list[Line], metric: str, names: dict[str, str]) -> str:
             for encoder, decoder in columns
         )
     )
+    digits = _METRICS[metric]
     rows = [
         f'<tr><th scope="row">{escaped(listed([label]))}</th>'
         + _images([line for (of, _), line in cells.items() if of == label])
-        + "".join(_cell(cells.get((label, column)), metric) for column in columns)
+        + "".join(judged_cell(cells.get((label, column)), digits) for column in columns)
         + "</tr>"
         for label in labels
     ]
     if any(label == _MEAN for label, _ in cells):
-        mean = "".join(_cell(cells.get((_MEAN, column)), metric) for column in columns)
+        mean = "".join(judged_cell(cells.get((_MEAN, column)), digits) for column in columns)
         rows.append(
             f'<tr class="total"><th scope="row">mean over the labels</th>'
             f'<td data-value=""></td>{mean}</tr>'
@@ -104,7 +102,8 @@ def _table(lines: list[Line], metric: str, names: dict[str, str]) -> str:
 
 
 def _column(series: int, name: str, decoder: str) -> str:
-    return f'{series_mark(series)} {escaped(name)}<span class="ci">{escaped(decoder)}</span>'
+    spoken = escaped(probe_name(decoder))
+    return f'{series_mark(series)} {escaped(name)}<span class="ci">{spoken}</span>'
 
 
 def _images(lines: list[Line]) -> str:
@@ -114,15 +113,3 @@ def _images(lines: list[Line]) -> str:
         return '<td data-value=""></td>'
     text = f"{counts[0]:,}" + (f" to {counts[-1]:,}" if counts[1:] else "")
     return f'<td data-value="{counts[0]}">{text}</td>'
-
-
-def _cell(line: Line | None, metric: str) -> str:
-    digits = _METRICS[metric]
-    if line is None or line["value"] is None:
-        return number_cell(line)
-    value = fixed(line["value"], digits)
-    if line.get("best"):
-        value = f"<b>{value}</b>"
-    elif line.get("like_best"):
-        value += '<sup title="not told from the best">†</sup>'
-    return f'<td data-value="{line["value"]!r}">{value}{interval(line, digits)}</td>'

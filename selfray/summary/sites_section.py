@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from selfray.summary.inputs import Evaluation
+from selfray.summary.judged_cells import probe_name
 from selfray.summary.markup import escaped, figure, listed
 from selfray.summary.number_cells import (
     Line,
@@ -58,7 +59,7 @@ def _transfer(evaluation: Evaluation, note: str) -> str:
         and (_is_cell(line) or _has_no_probe(line))
     ]
     return "".join(
-        _transfer_of_probe(probe, found, evaluation, note)
+        _transfer_of_probe(probe_name(probe), found, evaluation, note)
         for probe, found in by_probe(lines).items()
         if any(_is_cell(line) and "trained_on" in line for line in found)
     )
@@ -188,7 +189,8 @@ def _machine(evaluation: Evaluation, names: dict[str, str], note: str) -> str:
         and not ({"trained_on", "grouped_by"} & line.keys())
     ]
     return "".join(
-        _machine_of_probe(probe, found, names, note) for probe, found in by_probe(lines).items()
+        _machine_of_probe(probe_name(probe), found, names, note)
+        for probe, found in by_probe(lines).items()
     )
 
 

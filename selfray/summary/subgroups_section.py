@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from selfray.summary.charts import Bar, interval_chart
 from selfray.summary.inputs import Evaluation
+from selfray.summary.judged_cells import probe_name
 from selfray.summary.markup import escaped, figure, listed, shortened
 from selfray.summary.number_cells import (
     Line,
@@ -58,7 +59,7 @@ def subgroups_section(evaluation: Evaluation, note: str) -> str:
         if isinstance(line.get("grouped_by"), str) and "trained_on" not in line
     ]
     parts = [
-        _of_probe(probe, _grouped(found), evaluation, note)
+        _of_probe(probe_name(probe), _grouped(found), evaluation, note)
         for probe, found in by_probe(lines).items()
     ]
     if not any(parts):

@@ -139,16 +139,17 @@ def test_the_axis_of_shares_is_logarithmic_and_the_band_is_the_interval() -> Non
     svg = share_chart([course], title="t", axis="a", zero=0.5)
     (line,) = re.findall(r'<path d="([^"]*)"[^>]*stroke: ?var\(--series-2\)', svg)
     (x0, y0), (x1, y1), (x2, y2) = points(line)
-    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.02)
-    assert y1 - y0 == pytest.approx(y2 - y1, abs=0.02) and y1 < y0
+    # Four coordinates, each rounded to a tenth of a pixel.
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+    assert y1 - y0 == pytest.approx(y2 - y1, abs=0.2) and y1 < y0
     # The band is drawn once and shifted down to its place.
     shapes = re.findall(r'd="([^"]*)"/>\s*</defs>.*?<use [^>]*y="(\d+)"', svg, re.DOTALL)
     drawn, shift = next(shape for shape in shapes if len(points(shape[0])) > 4)
     band = {(x, round(y + float(shift), 2)) for x, y in points(drawn)}
     for x, value in ((x0, 0.55), (x0, 0.62), (x1, 0.6), (x1, 0.78)):
         wanted = (x, y0 + (value - 0.6) * (y1 - y0) / 0.1)
-        assert any(point == pytest.approx(wanted, abs=0.05) for point in band)
-    assert max(x for x, _ in band) == pytest.approx(x1, abs=0.01)
+        assert any(point == pytest.approx(wanted, abs=0.3) for point in band)
+    assert max(x for x, _ in band) == pytest.approx(x1, abs=0.1)
     assert "FillBetween" not in svg
 
 
@@ -223,7 +224,7 @@ def test_every_probe_has_its_own_tables(tmp_path: Path) -> None:
     lines = [of_group("run", "F", 0.7, probe="fine-tune"), of_group("run", "F", 0.8)]
     page = taken_apart(subgroups_section(evaluation_of(tmp_path, lines), NOTE))
     assert [c.partition(". ")[2][:24] for c in page.captions] == [
-        "By sex, probe linear. Im", "By sex, probe fine-tune."
+        "By sex, probe linear. Im", "By sex, probe fine-tuned"
     ]  # fmt: skip
 
 
@@ -314,7 +315,7 @@ def test_segmentation_has_labels_by_encoder_and_decoder_with_the_best_marked(
     html = segmentation_section(evaluation_of(tmp_path, lines), NOTE)
     taken_apart(html)
     assert rows(html) == [
-        ["Dice", "Images", "● runlinear", "● runvitdet", "■ otherlinear"],
+        ["Dice", "Images", "● runlinear", "● runViTDet decoder", "■ otherlinear"],
         [
             "left lung", "812", "0.900 [0.850, 0.950]", "0.700 [0.650, 0.750]",
             "0.890† [0.840, 0.940]",
