@@ -155,6 +155,28 @@ def _best_product(queries: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, 
     return where, best
 
 
+def copies_among(
+    pixels: Callable[[int], np.ndarray], rows: np.ndarray, others: np.ndarray
+) -> np.ndarray:
+    """Those images whose details are those of the other image of their pair.
+
+    Args:
+        pixels: Gives an image by its row, uint8 [H, W].
+        rows: int64 [n].
+        others: int64 [n], the rows of what each may be a copy of.
+
+    Returns:
+        Of `rows`, those that are copies.
+    """
+    pairs = zip(rows, others, strict=True)
+    with progress_bar(total=len(rows), unit="pair", desc="compare details") as bar:
+        same = []
+        for row, other in pairs:
+            same.append(same_details(pixels(int(row)), pixels(int(other))) >= SAME_DETAILS)
+            bar.update()
+    return rows[np.array(same, bool)]
+
+
 def same_details(one: np.ndarray, other: np.ndarray) -> float:
     """How far two images agree in their details: the correlation of what blurring removes.
 

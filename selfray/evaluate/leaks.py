@@ -15,12 +15,11 @@ from selfray.errors import InputError
 from selfray.evals.near_duplicates import (
     MAX_HASH_DISTANCE,
     MIN_COSINE,
-    SAME_DETAILS,
     ImagePrints,
+    copies_among,
     image_prints,
     nearest_cosine,
     nearest_hash,
-    same_details,
 )
 from selfray.models.training_data import mentioned
 
@@ -184,7 +183,7 @@ def _copies(
         left = queries[~same]
         where, distance = nearest_hash(prints.hashes[left], prints.hashes[others])
         near = distance <= MAX_HASH_DISTANCE
-        found = _verified(dataset, left[near], others[where[near]])
+        found = copies_among(dataset.pixels, left[near], others[where[near]])
         if len(found):
             yield _leak(
                 dataset, "near duplicate", (judged, seen), found, None,
@@ -194,22 +193,13 @@ def _copies(
         for encoder, array in features.items():
             where, cosine = nearest_cosine(array[left], array[others])
             near = cosine >= MIN_COSINE
-            more = _verified(dataset, left[near], others[where[near]])
+            more = copies_among(dataset.pixels, left[near], others[where[near]])
             if len(more):
                 yield _leak(
                     dataset, "near duplicate", (judged, seen), more, None,
                     f"are an edited copy of an image in {seen}, found by features of {encoder}",
                 )  # fmt: skip
             left = np.setdiff1d(left, more)
-
-
-def _verified(dataset: RadiographDataset, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Those of the rows whose details are those of the other image."""
-    same = [
-        same_details(dataset.pixels(int(row)), dataset.pixels(int(other))) >= SAME_DETAILS
-        for row, other in zip(rows, others, strict=True)
-    ]
-    return rows[np.array(same, bool)]
 
 
 def _training_leaks(
