@@ -352,13 +352,25 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks",
         nargs="+",
         metavar="TASK",
-        help="classification (the findings), metadata (sex, age, weight, BMI) (both)",
+        help="classification (the findings), metadata (sex, age, weight, BMI), segmentation (the "
+        "masks) (the first two)",
     )
     parser.add_argument(
         "--probes",
         nargs="+",
         metavar="PROBE",
         help="linear, knn, sgd, sgd-crops, attentive, fine-tune, fine-tune-last-N (linear knn)",
+    )
+    parser.add_argument(
+        "--decoders",
+        nargs="+",
+        metavar="DECODER",
+        help="of segmentation: linear, vitdet, upernet (linear)",
+    )
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="judge by a published protocol in place of tasks; `list` lists them",
     )
     parser.add_argument(
         "--columns", nargs="+", default=(), metavar="COLUMN", help="predict further columns"
@@ -381,6 +393,14 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="repeat what is trained step by step so many times (1)",
     )
     parser.add_argument(
+        "--training-list",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("ENCODER", "FILE"),
+        help="images that an encoder was trained on, one a line",
+    )
+    parser.add_argument(
         "--baseline", metavar="ENCODER", help="compare each encoder with this one (with each other)"
     )
     parser.add_argument(
@@ -401,9 +421,14 @@ def _evaluate(arguments: argparse.Namespace) -> Iterator[str]:
         FROZEN_PROBES,
         compare,
         evaluate,
+        preset_rows,
         results_table,
     )
 
+    if arguments.preset == "list":
+        for row in preset_rows():
+            yield "  ".join(row)
+        return
     if arguments.out is None:
         raise InputError("--out is missing. Name the evaluation directory to make.")
     if arguments.compare:
@@ -419,10 +444,13 @@ def _evaluate(arguments: argparse.Namespace) -> Iterator[str]:
             arguments.out,
             tasks=arguments.tasks or DEFAULT_TASKS,
             probes=arguments.probes or FROZEN_PROBES,
+            decoders=arguments.decoders or ("linear",),
             columns=arguments.columns,
             label_efficiency=arguments.label_efficiency,
             sites=arguments.sites,
             probe_seeds=arguments.probe_seeds,
+            preset=arguments.preset,
+            training_lists={name: Path(file) for name, file in arguments.training_list},
             baseline=arguments.baseline,
             seed=arguments.seed,
         )

@@ -1,6 +1,7 @@
 """Encoders x tasks x dataset -> results: what encoders know, with the uncertainty of it."""
 
 from selfray.evaluate.judge import FROZEN_PROBES
+from selfray.evaluate.presets import preset_rows
 from selfray.evaluate.stage import DEFAULT_TASKS, FORMAT_NAME, TASKS, compare, evaluate
 from selfray.evaluate.tables import results_table
 
@@ -11,5 +12,6 @@ __all__ = [
     "TASKS",
     "compare",
     "evaluate",
+    "preset_rows",
     "results_table",
 ]

@@ -66,13 +66,16 @@ class Benchmark:
         return ProbeData(FeatureRows(arrays, rows), targets, self.names, self.numbers)
 
 
-def open_benchmark(data: Path, tasks: Sequence[str], columns: Sequence[str] = ()) -> Benchmark:
+def open_benchmark(
+    data: Path, tasks: Sequence[str], columns: Sequence[str] = (), *, required: bool = True
+) -> Benchmark:
     """Open a dataset and find what can be predicted in it.
 
     Args:
         data: Dataset directory.
         tasks: `classification` (findings) and `metadata` (sex, age, weight, BMI), if these.
         columns: Further columns to predict.
+        required: Whether there must be something to predict.
 
     Raises:
         InputError: A split without images, no label at all, an unknown column.
@@ -86,10 +89,10 @@ def open_benchmark(data: Path, tasks: Sequence[str], columns: Sequence[str] = ()
                 "on validate and scored on test. Ingest it with all three."
             )
     targets, values = open_targets(dataset, tasks, columns)
-    if np.isnan(values).all():
+    if required and np.isnan(values).all():
         raise InputError(
-            f"{data} has no label for {' or '.join(tasks)}, so there is nothing to judge by. "
-            "Ingest it with --table, or choose other tasks."
+            f"{data} has no label for {' or '.join(tasks) or 'that'}, so there is nothing to judge "
+            "by. Ingest it with --table, or choose other tasks."
         )
     test = rows["test"]
     held_out = HeldOut(

@@ -31,6 +31,7 @@ from selfray.evaluate.trained_protocols import (
 )
 from selfray.feature_directory import Features, is_feature_directory, open_features
 from selfray.features import extract_features, require_encoder
+from selfray.models.encoder import Encoder
 from selfray.models.published import load_encoder
 
 FROZEN_PROBES = ("linear", "knn")
@@ -67,30 +68,26 @@ class Protocol:
         words += ["--sites"] if self.sites else []
         return words + (["--probe-seeds", str(self.seeds)] if self.seeds != 1 else [])
 
-    @property
-    def needs_patches(self) -> bool:
-        """Whether the patch tokens of every image are needed."""
-        return ATTENTIVE in self.probes
 
-
-def judge(encoder: str, benchmark: Benchmark, protocol: Protocol, out: Path) -> Judged:
+def judge(
+    encoder: str, features: Features, benchmark: Benchmark, protocol: Protocol, out: Path
+) -> Judged:
     """Fit every probe on one encoder.
 
     Args:
-        encoder: A name, or a feature directory of the benchmark's dataset.
+        encoder: Its name.
+        features: Of every image of the benchmark's dataset.
         benchmark: What to predict.
         protocol: By which probes.
-        out: Evaluation directory, in which features and parts are kept.
+        out: Evaluation directory, in which finished parts are kept.
     """
-    directory = feature_directory(encoder, benchmark, out, patches=protocol.needs_patches)
-    features = open_features(directory)
     manifest = features.manifest
     described = {"name": encoder} | {name: manifest[name] for name in _DESCRIBED}
     described["training_data"] = list(manifest.get("training_data", ()))
     judged = Judged(encoder, described)
     key = _key(manifest, benchmark)
     for part, work in _parts(encoder, features, benchmark, protocol).items():
-        file = out / "judged" / f"{_slug(encoder)}-{part}.parquet"
+        file = out / "judged" / f"{slug(encoder)}-{part}.parquet"
         kept = read_judged(file, f"{key} {part}")
         if kept is None:
             print(f"evaluate {encoder}: {part}", file=sys.stderr)
@@ -99,6 +96,18 @@ def judge(encoder: str, benchmark: Benchmark, protocol: Protocol, out: Path) -> 
             write_judged(file, kept, f"{key} {part}")
         judged.add(kept)
     return judged
+
+
+def describe_encoder(encoder: Encoder) -> dict[str, Any]:
+    """What `judge` says of an encoder, where no features are extracted."""
+    return {
+        "name": encoder.name,
+        "weights_sha256": encoder.weights_sha256,
+        "synthetic": encoder.synthetic,
+        "preprocessing": encoder.preprocessing.description(),
+        "precision": "exact",
+        "training_data": list(encoder.training_data),
+    }
 
 
 def require_probes(probes: Sequence[str]) -> None:
@@ -115,18 +124,26 @@ def require_probes(probes: Sequence[str]) -> None:
             raise InputError(f"probe {probe!r} is unknown. {nearest(probe, known)}")
 
 
-def require_usable(encoder: str, benchmark: Benchmark, probes: Sequence[str]) -> None:
+def require_usable(
+    encoder: str, benchmark: Benchmark, protocol: Protocol, *, segments: bool
+) -> None:
     """Refuse a wrong name now, and not when the encoders before it have taken their hours.
 
+    Args:
+        encoder: Name or feature directory.
+        benchmark: What it will be judged on.
+        protocol: By which probes.
+        segments: Whether it is to segment too.
+
     Raises:
-        InputError: There is no such encoder, its features are of other images, or a probe needs
-            more than the features that are given.
+        InputError: There is no such encoder, its features are of other images, or more is needed
+            than the features that are given.
     """
-    trained = [probe for probe in probes if probe not in FROZEN_PROBES]
-    if trained and (encoder.startswith("pixels:") or is_feature_directory(Path(encoder))):
+    trained = [probe for probe in protocol.probes if probe not in FROZEN_PROBES]
+    needs = [f"probe {trained[0]}"] if trained else ["segmentation"] if segments else []
+    if needs and (encoder.startswith("pixels:") or is_feature_directory(Path(encoder))):
         raise InputError(
-            f"probe {trained[0]} is trained on an encoder, and {encoder} is none. Leave the probe "
-            "or this one out."
+            f"{needs[0]} needs an encoder to run, and {encoder} is none. Leave one of them out."
         )
     for probe in trained:
         require_trainable(probe, load_encoder(encoder))
@@ -147,16 +164,18 @@ def require_usable(encoder: str, benchmark: Benchmark, probes: Sequence[str]) ->
         )
 
 
-def feature_directory(encoder: str, benchmark: Benchmark, out: Path, *, patches: bool) -> Path:
+def feature_directory(encoder: str, benchmark: Benchmark, out: Path, protocol: Protocol) -> Path:
     """Where the encoder's features are, made now if need be."""
     if is_feature_directory(Path(encoder)):
         return Path(encoder)
-    name = _slug(encoder) + ("-patches" if patches else "")
+    patches = ATTENTIVE in protocol.probes
+    name = slug(encoder) + ("-patches" if patches else "")
     data = benchmark.data.directory
     return extract_features(encoder, data, out / "features" / name, patch_tokens=patches)
 
 
-def _slug(encoder: str) -> str:
+def slug(encoder: str) -> str:
+    """A file name for an encoder."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", encoder).strip("-")[-60:]
     return f"{readable}-{hashlib.sha256(encoder.encode()).hexdigest()[:8]}"
 

@@ -13,18 +13,22 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from selfray.data.dataset import write_atomically
+from selfray.data.dataset import RadiographDataset, write_atomically
 from selfray.errors import InputError, nearest
-from selfray.evals.statistics import RESAMPLES
-from selfray.evaluate.benchmark import open_benchmark
+from selfray.evals.bootstrap import RESAMPLES
+from selfray.evals.segmentation_decoders import require_decoder
+from selfray.evaluate.benchmark import Benchmark, open_benchmark
 from selfray.evaluate.held_out import (
     Fit,
     HeldOut,
@@ -36,17 +40,34 @@ from selfray.evaluate.held_out import (
 from selfray.evaluate.judge import (
     FROZEN_PROBES,
     Protocol,
+    describe_encoder,
+    feature_directory,
     judge,
     require_probes,
     require_usable,
+    slug,
 )
+from selfray.evaluate.leaks import (
+    KnownTraining,
+    find_leaks,
+    pretraining_fingerprints,
+    read_training_list,
+)
+from selfray.evaluate.presets import apply_preset, find_preset
 from selfray.evaluate.score import score
+from selfray.evaluate.segmentation import judge_segmentation
+from selfray.evaluate.segmented import score_segmentation
 from selfray.evaluate.tables import write_tables
+from selfray.feature_directory import open_features
+from selfray.models.published import load_encoder
 
 FORMAT_NAME = "selfray-evaluation"
 VERSION = 2
-TASKS = ("classification", "metadata")
-DEFAULT_TASKS = TASKS
+SEGMENTATION = "segmentation"
+DEFAULT_TASKS = ("classification", "metadata")
+TASKS = (*DEFAULT_TASKS, SEGMENTATION)
+
+_SEGMENTED = "segmentation.parquet"
 
 
 @dataclass(frozen=True)
@@ -56,15 +77,22 @@ class _Choice:
     encoders: tuple[str, ...]
     tasks: tuple[str, ...]
     protocol: Protocol
+    decoders: tuple[str, ...]
     columns: tuple[str, ...]
+    preset: str | None
+    training_lists: dict[str, Path]
     baseline: str | None
     seed: int
 
     def command(self, data: Path, out: Path) -> str:
         """The command that gives the same."""
         words = ["selfray", "evaluate", *self.encoders, "--data", str(data), "--out", str(out)]
-        words += ["--tasks", *self.tasks, *self.protocol.options(), "--seed", str(self.seed)]
+        words += ["--preset", self.preset] if self.preset else ["--tasks", *self.tasks]
+        words += [*self.protocol.options(), "--seed", str(self.seed)]
+        words += ["--decoders", *self.decoders] if SEGMENTATION in self.tasks else []
         words += ["--columns", *self.columns] if self.columns else []
+        for encoder, file in self.training_lists.items():
+            words += ["--training-list", encoder, str(file)]
         words += ["--baseline", self.baseline] if self.baseline else []
         return shlex.join(words)
 
@@ -76,10 +104,13 @@ def evaluate(
     *,
     tasks: Sequence[str] = DEFAULT_TASKS,
     probes: Sequence[str] = FROZEN_PROBES,
+    decoders: Sequence[str] = ("linear",),
     columns: Sequence[str] = (),
     label_efficiency: bool = False,
     sites: bool = False,
     probe_seeds: int = 1,
+    preset: str | None = None,
+    training_lists: Mapping[str, Path] | None = None,
     baseline: str | None = None,
     seed: int = 0,
 ) -> Path:
@@ -97,10 +128,14 @@ def evaluate(
             `segmentation` (the masks).
         probes: `linear`, `knn`, and those of `trained_protocols`: `sgd`, `sgd-crops`,
             `attentive`, `fine-tune`, `fine-tune-last-N`.
+        decoders: Of segmentation: `linear`, `vitdet`, `upernet`.
         columns: Further columns of the dataset to predict, such as `view` or `site`.
         label_efficiency: Also fit linear probes on 1 to 100 % of the training patients.
         sites: Also fit linear probes on each site, and judge them on each.
         probe_seeds: How often trained probes and decoders are repeated, >= 1.
+        preset: A published protocol by name, in place of tasks.
+        training_lists: By encoder, a file that says which images it was trained on; see
+            `read_training_list`.
         baseline: Compare each encoder with this one only; default: with each other one.
         seed: Of the bootstrap, 0 to 2**32 - 1.
 
@@ -115,17 +150,50 @@ def evaluate(
         encoders=tuple(dict.fromkeys(encoders)),
         tasks=tuple(dict.fromkeys(tasks)),
         protocol=Protocol(tuple(dict.fromkeys(probes)), label_efficiency, sites, probe_seeds),
+        decoders=tuple(dict.fromkeys(decoders)),
         columns=tuple(dict.fromkeys(columns)),
+        preset=preset,
+        training_lists=dict(training_lists or {}),
         baseline=baseline,
         seed=seed,
     )
     _require_valid(choice)
     _require_evaluation_or_empty(out)
-    benchmark = open_benchmark(data, choice.tasks, choice.columns)
+    benchmark, labels = _open(data, choice)
+    listed = {name: read_training_list(file) for name, file in choice.training_lists.items()}
     for encoder in choice.encoders:
-        require_usable(encoder, benchmark, choice.protocol.probes)
+        require_usable(encoder, benchmark, choice.protocol, segments=labels is not None)
     out.mkdir(parents=True, exist_ok=True)
-    judged = [judge(encoder, benchmark, choice.protocol, out) for encoder in choice.encoders]
+    features, judged = {}, []
+    for encoder in choice.encoders:
+        if benchmark.held_out.targets:
+            directory = feature_directory(encoder, benchmark, out, choice.protocol)
+            features[encoder] = open_features(directory)
+            judged.append(judge(encoder, features[encoder], benchmark, choice.protocol, out))
+        else:
+            judged.append(Judged(encoder, describe_encoder(load_encoder(encoder))))
+    segmented = {
+        encoder: judge_segmentation(
+            load_encoder(encoder),
+            benchmark.data,
+            out / SEGMENTATION / slug(encoder),
+            decoders=choice.decoders,
+            labels=labels or None,
+            seeds=range(probe_seeds),
+        )
+        for encoder in (choice.encoders if labels is not None else ())
+    }
+    known = {
+        one.encoder: KnownTraining(
+            tuple(one.description["training_data"]),
+            listed.get(one.encoder, frozenset()),
+            pretraining_fingerprints(one.encoder),
+        )
+        for one in judged
+    }
+    leaks = find_leaks(benchmark.data, {e: of.cls for e, of in features.items()}, known)
+    for leak in leaks:
+        print(f"evaluate: LEAK: {leak.sentence}", file=sys.stderr)
     info = benchmark.data.info
     described = {
         "command": choice.command(data, out),
@@ -134,9 +202,27 @@ def evaluate(
             name: info[name] for name in ("name", "origin", "fingerprint", "synthetic", "counts")
         },
         "tasks": list(choice.tasks),
+        "preset": preset,
+        "leaks": [
+            {name: getattr(leak, name) for name in ("kind", "encoder", "sentence", "count")}
+            for leak in leaks
+        ],
     }
-    _write(out, judged, benchmark.held_out, described, baseline, seed)
+    _write(out, judged, segmented, benchmark.held_out, described, baseline, seed)
     return out
+
+
+def _open(data: Path, choice: _Choice) -> tuple[Benchmark, tuple[str, ...] | None]:
+    """The benchmark, and labels to segment: none named means all, None not to segment."""
+    if choice.preset is None:
+        tasks = [task for task in choice.tasks if task != SEGMENTATION]
+        labels = () if SEGMENTATION in choice.tasks else None
+        return open_benchmark(data, tasks, choice.columns, required=labels is None), labels
+    applied = apply_preset(find_preset(choice.preset), RadiographDataset(data))
+    findings = [target.column for target in applied.targets]
+    labels = tuple(label for of in applied.label_maps.values() for label in of) or None
+    columns = (*findings, *choice.columns)
+    return open_benchmark(data, (), columns, required=labels is None), labels
 
 
 def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = None) -> Path:
@@ -156,9 +242,10 @@ def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = No
     """
     _require_evaluation_or_empty(out)
     parts = [_read(directory) for directory in evaluations]
-    first_described, held_out, _ = parts[0]
+    first_described, held_out, *_ = parts[0]
     judged: list[Judged] = []
-    for directory, (described, images, members) in zip(evaluations, parts, strict=True):
+    segmented: dict[str, pa.Table] = {}
+    for directory, (described, images, members, tables) in zip(evaluations, parts, strict=True):
         if described["seed"] != first_described["seed"] or images.key != held_out.key:
             raise InputError(
                 f"{directory} was evaluated on other images, targets or with another seed than "
@@ -171,24 +258,39 @@ def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = No
                 "out, or evaluate it under another path."
             )
         judged += members
+        segmented |= tables
+    images = {tuple(dict.fromkeys(table["image_id"].to_pylist())) for table in segmented.values()}
+    if len(images) > 1:
+        raise InputError(
+            "label maps of different test images were judged. Compare evaluations of one dataset."
+        )
     _require_baseline(baseline, [one.encoder for one in judged])
-    described = {name: first_described[name] for name in ("data", "dataset", "tasks")}
+    described = {name: first_described[name] for name in ("data", "dataset", "tasks", "preset")}
+    described["leaks"] = [leak for of, *_ in parts for leak in of["leaks"]]
     words = ["selfray", "evaluate", "--compare", *map(str, evaluations), "--out", str(out)]
     described["command"] = shlex.join(words + (["--baseline", baseline] if baseline else []))
     out.mkdir(parents=True, exist_ok=True)
-    _write(out, judged, held_out, described, baseline, first_described["seed"])
+    _write(out, judged, segmented, held_out, described, baseline, first_described["seed"])
     return out
 
 
 def _write(
     out: Path,
     judged: Sequence[Judged],
+    segmented: Mapping[str, pa.Table],
     held_out: HeldOut,
     described: dict[str, Any],
     baseline: str | None,
     seed: int,
 ) -> None:
     lines = score(judged, held_out, seed=seed, baseline=baseline)
+    lines += score_segmentation(segmented, seed=seed, baseline=baseline)
+    if segmented:
+        named = [
+            table.append_column("encoder", pa.array([encoder] * len(table), pa.string()))
+            for encoder, table in segmented.items()
+        ]
+        write_table(out / _SEGMENTED, pa.concat_tables(named))
     write_table(out / "held_out.parquet", held_out.table())
     write_table(out / "predictions.parquet", predictions_table(judged, held_out))
     write_tables(out, lines)
@@ -220,7 +322,9 @@ def _described(judged: Judged) -> dict[str, Any]:
     }
 
 
-def _read(directory: Path) -> tuple[dict[str, Any], HeldOut, list[Judged]]:
+def _read(
+    directory: Path,
+) -> tuple[dict[str, Any], HeldOut, list[Judged], dict[str, pa.Table]]:
     """What `_write` wrote."""
     try:
         described = json.loads((directory / "evaluation.json").read_text())
@@ -233,6 +337,12 @@ def _read(directory: Path) -> tuple[dict[str, Any], HeldOut, list[Judged]]:
             )
         held_out = HeldOut.of_table(pq.read_table(directory / "held_out.parquet"))
         judged = [_judged_of(encoder) for encoder in described["encoders"]]
+        segmented = {}
+        if (directory / _SEGMENTED).exists():
+            table = pq.read_table(directory / _SEGMENTED)
+            for encoder in table["encoder"].unique().to_pylist():
+                one = table.filter(pc.field("encoder") == encoder)
+                segmented[encoder] = one.drop_columns("encoder")
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise InputError(
             f"{directory} holds no finished evaluation. Give one made by `selfray evaluate`."
@@ -240,7 +350,7 @@ def _read(directory: Path) -> tuple[dict[str, Any], HeldOut, list[Judged]]:
     predictions = read_predictions(directory / "predictions.parquet", held_out)
     for one in judged:
         one.predictions = predictions.get(one.encoder, {})
-    return described, held_out, judged
+    return described, held_out, judged, segmented
 
 
 def _judged_of(described: dict[str, Any]) -> Judged:
@@ -263,7 +373,15 @@ def _require_valid(choice: _Choice) -> None:
             raise InputError(f"task {task!r} is unknown. {nearest(task, TASKS)}")
     if not choice.tasks:
         raise InputError(f"no task was given. Allowed: {', '.join(TASKS)}.")
+    for decoder in choice.decoders:
+        require_decoder(decoder)
     require_probes(choice.protocol.probes)
+    for name in choice.training_lists:
+        if name not in choice.encoders:
+            raise InputError(
+                f"training list of {name!r}, which is none of the encoders. "
+                f"{nearest(name, choice.encoders)}"
+            )
     if choice.protocol.seeds < 1:
         raise InputError(f"probe_seeds is {choice.protocol.seeds}. Give 1 or more.")
     _require_baseline(choice.baseline, choice.encoders)

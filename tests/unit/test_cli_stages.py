@@ -57,12 +57,13 @@ CALLS: list[tuple[str, str, str, dict[str, Any]]] = [
     ),
     (
         "evaluate a b --data d --out e --tasks metadata --probes sgd linear --columns view site "
-        "--sites --probe-seeds 2 --baseline b --seed 3",
+        "--sites --probe-seeds 2 --training-list a t --baseline b --seed 3",
         "selfray.evaluate",
         "evaluate",
         {"encoders": ["a", "b"], "data": Path("d"), "out": Path("e"), "tasks": ["metadata"],
          "probes": ["sgd", "linear"], "columns": ["view", "site"], "label_efficiency": False,
-         "sites": True, "probe_seeds": 2, "baseline": "b", "seed": 3},
+         "sites": True, "probe_seeds": 2, "decoders": ("linear",), "preset": None,
+         "training_lists": {"a": Path("t")}, "baseline": "b", "seed": 3},
     ),
     (
         "evaluate --compare d e --out f --baseline b",

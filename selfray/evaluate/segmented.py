@@ -1,0 +1,210 @@
+"""From scores of label maps, image by image, to result lines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import permutations
+
+import numpy as np
+import pyarrow as pa
+
+from selfray.evals.bootstrap import (
+    Estimate,
+    PatientResamples,
+    PatientsLeftOut,
+    PatientWeights,
+    mean_estimate,
+    seed_mean,
+)
+from selfray.evals.paired_tests import PatientSwaps, PermutationTest, holm, mean_test
+from selfray.evals.ranking import rank_encoders
+from selfray.evaluate.measure import LOWER_IS_BETTER, in_favour, interval_of
+from selfray.evaluate.score import Line
+
+METRICS = ("dice", "iou", "hd95", "asd")
+MEAN = "macro"
+"""Name of the mean over the labels."""
+
+_Key = tuple[str, str, str]  # decoder, label, metric
+
+
+def score_segmentation(
+    tables: Mapping[str, pa.Table], *, seed: int, baseline: str | None = None
+) -> list[Line]:
+    """Means over the test images, with intervals by patient, and paired differences.
+
+    An image in which a metric is not defined (the distance to an empty mask) is left out of it.
+
+    Args:
+        tables: By encoder, of `judge_segmentation`; of the same images.
+        seed: Of the bootstrap and the permutations.
+        baseline: As for `score`.
+    """
+    if not tables:
+        return []
+    scorer = _Scorer(next(iter(tables.values())), seed)
+    values = {encoder: scorer.values(table) for encoder, table in tables.items()}
+    measured = {encoder: scorer.measure(of) for encoder, of in values.items()}
+    units = {e: (t["unit"][0].as_py() if len(t) else "px") for e, t in tables.items()}
+    lines = []
+    for encoder, found in measured.items():
+        for key, estimate in found.items():
+            line = scorer.line(encoder, key, estimate, units[encoder])
+            lines.append(
+                line | ({"probe_seeds": n} if (n := scorer.seeds(values[encoder])) > 1 else {})
+            )
+    _rank(lines, measured)
+    for one, other in permutations(tables, 2):
+        if baseline in (None, other):
+            lines += scorer.differences(one, other, measured, values, units)
+    return lines
+
+
+def _rank(lines: list[Line], measured: Mapping[str, Mapping[_Key, Estimate]]) -> None:
+    groups: dict[_Key, list[Line]] = {}
+    for line in lines:
+        if line["value"] is not None:
+            groups.setdefault((line["probe"], line["target"], line["metric"]), []).append(line)
+    for key, members in groups.items():
+        found = [measured[line["encoder"]][key] for line in members]
+        if len(members) < 2 or min(one.evidence for one in found) < 2:
+            continue
+        zero = found[0] - found[0]
+        signed = [zero - one for one in found] if key[2] in LOWER_IS_BETTER else found
+        best = max(range(len(signed)), key=lambda k: signed[k].point)
+        for k, (line, rank) in enumerate(zip(members, rank_encoders(signed), strict=True)):
+            line |= {"best": True} if k == best else {"like_best": rank.may_be_best}
+
+
+_Values = dict[tuple[str, str, str, int], np.ndarray]  # decoder, label, metric, seed -> [n]
+
+
+class _Scorer:
+    def __init__(self, table: pa.Table, seed: int) -> None:
+        owners = dict(
+            zip(table["image_id"].to_pylist(), table["patient_id"].to_pylist(), strict=True)
+        )
+        self._place = {image: k for k, image in enumerate(owners)}
+        self._patients = np.array(list(owners.values()), dtype=str)
+        self._seed = seed
+        self._resamples = PatientResamples(self._patients, seed=seed)
+        self._left_out = PatientsLeftOut(self._patients)
+        self._swaps = PatientSwaps(self._patients, seed=seed)
+
+    def values(self, table: pa.Table) -> _Values:
+        """Scores of the images, NaN where not defined."""
+        found: _Values = {}
+        rows = table.select(["image_id", "decoder", "label", "seed", *METRICS]).to_pylist()
+        for row in rows:
+            for metric in METRICS:
+                key = (row["decoder"], row["label"], metric, row["seed"])
+                array = found.setdefault(key, np.full(len(self._patients), np.nan))
+                if row[metric] is not None:
+                    array[self._place[row["image_id"]]] = row[metric]
+        return found
+
+    def seeds(self, values: _Values) -> int:
+        """Number of seeds."""
+        return len({seed for *_, seed in values})
+
+    def measure(self, values: _Values) -> dict[_Key, Estimate]:
+        """Means over images and seeds; and over labels."""
+        by_seed: dict[_Key, list[Estimate]] = {}
+        for (decoder, label, metric, _), scores in values.items():
+            by_seed.setdefault((decoder, label, metric), []).append(self._estimate(scores))
+        measured = {key: seed_mean(seeds) for key, seeds in by_seed.items()}
+        labels: dict[_Key, list[Estimate]] = {}
+        for (decoder, _, metric), estimate in measured.items():
+            if not math.isnan(estimate.point):
+                labels.setdefault((decoder, MEAN, metric), []).append(estimate)
+        return measured | {key: mean_estimate(members) for key, members in labels.items()}
+
+    def _estimate(self, scores: np.ndarray) -> Estimate:
+        rows = np.flatnonzero(~np.isnan(scores))
+        if not len(rows):
+            return Estimate(math.nan, np.full(1, np.nan), np.full(1, np.nan), 0)
+
+        def means(weights: PatientWeights) -> np.ndarray:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                return np.concatenate(
+                    [w @ scores[rows] / w.sum(axis=1) for w in weights.weights(rows)]
+                )
+
+        evidence = len(set(self._patients[rows]))
+        point = float(scores[rows].mean())
+        return Estimate(point, means(self._resamples), means(self._left_out), evidence)
+
+    def line(self, encoder: str, key: _Key, estimate: Estimate, unit: str) -> Line:
+        """The fields of a line."""
+        decoder, label, metric = key
+        bounds = interval_of(estimate)
+        line: Line = {
+            "encoder": encoder,
+            "task": "segmentation",
+            "target": label,
+            "metric": metric,
+            "value": _or_none(estimate.point),
+            "ci_low": _or_none(bounds.low),
+            "ci_high": _or_none(bounds.high),
+            "n": len(self._patients),
+            "n_patients": len(set(self._patients)),
+            "split": "test",
+            "seed": self._seed,
+            "features": "patch_tokens",
+            "probe": decoder,
+        }
+        if metric in ("hd95", "asd"):
+            line["unit"] = unit
+        if line["value"] is None:
+            line["reason"] = "no test image has both masks"
+        return line
+
+    def differences(
+        self,
+        one: str,
+        other: str,
+        measured: Mapping[str, Mapping[_Key, Estimate]],
+        values: Mapping[str, _Values],
+        units: Mapping[str, str],
+    ) -> Iterator[Line]:
+        """Paired by patient, in favour of `one`; of Dice, with p-values by permutation."""
+        tests: dict[_Key, list[PermutationTest]] = {}
+        for key in measured[one]:
+            mine, its = (values[encoder].get((*key, 0)) for encoder in (one, other))
+            if key[2] == "dice" and mine is not None and its is not None:
+                tests[key] = [self._test(mine - its)]
+                tests.setdefault((key[0], MEAN, "dice"), []).append(tests[key][0])
+        found = []
+        for key, mine in measured[one].items():
+            its = measured[other].get(key)
+            if key not in tests or its is None or math.isnan(mine.point - its.point):
+                continue
+            difference = in_favour(mine, its, key[2])
+            line = self.line(one, key, difference, units[one])
+            line |= {"metric": f"{key[2]}_difference", "reference": other}
+            if self.seeds(values[one]) == self.seeds(values[other]) == 1:
+                line |= {"p_value": mean_test(tests[key]).p, "test": "permutation"}
+            found.append(line)
+        for decoder in dict.fromkeys(line["probe"] for line in found):
+            members = [
+                line
+                for line in found
+                if line["probe"] == decoder and line["target"] != MEAN and "p_value" in line
+            ]
+            for line, p in zip(members, holm([x["p_value"] for x in members]), strict=True):
+                line["p_holm"] = _or_none(float(p))
+        yield from found
+
+    def _test(self, differences: np.ndarray) -> PermutationTest:
+        """Whether the mean difference could be 0: encoders swapped patient by patient."""
+        rows = np.flatnonzero(~np.isnan(differences))
+        if not len(rows):
+            return PermutationTest(math.nan, np.empty(0))
+        d = differences[rows]
+        swapped = np.concatenate([(1 - 2 * w) @ d for w in self._swaps.weights(rows)]) / len(d)
+        return PermutationTest(float(d.mean()), swapped)
+
+
+def _or_none(number: float) -> float | None:
+    return None if math.isnan(number) else float(number)
