@@ -5,7 +5,8 @@ are written as keyed hashes (HMAC-SHA256): without the key nobody can tell which
 is, not even by trying all identifiers. The key and the list of files by hash lie beside the
 dataset in `OUT.key` and `OUT.files.csv`, readable by the owner alone; who has them can link the
 images to their patients, so they stay where the archive is when the dataset moves on. Pixels are
-not searched for burned-in text, and reports of a `--table` are copied as they are.
+not searched for burned-in text, and reports and records of a `--table` are copied as they are;
+columns of records that may tell patients apart are refused.
 """
 
 from __future__ import annotations
