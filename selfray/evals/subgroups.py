@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,11 +134,20 @@ def subgroup_results(
             )
         )
         of_group += [] if too_few else [value]
-    return Subgroups(rows, *_gap(of_group))
+    return Subgroups(rows, *gap(of_group))
 
 
-def _gap(values: list[Estimate]) -> tuple[float, Interval]:
-    """The gap, and Tukey's interval of it, with the quantile from the resamples.
+def gap(values: Sequence[Estimate]) -> tuple[float, Interval]:
+    """The largest minus the smallest of some values, and an interval for having picked the two.
+
+    It is Tukey's: as many standard errors wide as the largest of all paired differences is from its
+    point in 95 % of the resamples, both over their own standard errors.
+
+    Args:
+        values: Of one metric, one a group, and the same resamples.
+
+    Returns:
+        The gap and its interval; NaN both with fewer than two groups.
 
     Reference:
         Westfall & Young, Resampling-Based Multiple Testing (1993), section 2.6: the largest of all
@@ -155,6 +165,6 @@ def _gap(values: list[Estimate]) -> tuple[float, Interval]:
     scaled = np.abs(between) / np.where(error > 0, error, 1)[:, None]
     factor = np.quantile(scaled.max(axis=0), LEVEL)
     top, bottom = int(points.argmax()), int(points.argmin())
-    gap = float(points[top] - points[bottom])
+    apart = float(points[top] - points[bottom])
     reach = float(factor * (noise[top] - noise[bottom]).std())
-    return gap, Interval(gap - reach, gap + reach, int((~whole).sum()))
+    return apart, Interval(apart - reach, apart + reach, int((~whole).sum()))

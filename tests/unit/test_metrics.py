@@ -1,14 +1,32 @@
-"""Point metrics: nulls left out, one class not defined, the quick ones equal to scikit-learn's."""
+"""Metrics: nulls left out, one class not defined, values those of scikit-learn and SciPy."""
 
 from __future__ import annotations
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import pearsonr
-from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
+from scipy.stats import pearsonr, spearmanr
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    mean_absolute_error,
+    r2_score,
+    roc_auc_score,
+    roc_curve,
+)
 
-from selfray.evals.metrics import auroc_by_column, binary_metrics, r2_by_column, real_metrics
+from selfray.evals.bootstrap import point
+from selfray.evals.metrics import (
+    auroc_by_column,
+    binary_metrics,
+    binary_resampled,
+    calibration_resampled,
+    r2_by_column,
+    real_metrics,
+    real_resampled,
+    reliability_curve,
+)
 
 columns = st.lists(
     st.tuples(st.sampled_from([0.0, 1.0, np.nan]), st.integers(0, 4)), min_size=4, max_size=30
@@ -65,3 +83,126 @@ def test_one_class_constant_targets_and_constant_predictions_are_not_defined():
     assert np.isnan(list(real_metrics(ones, np.arange(3.0)).values())).all()
     flat = real_metrics(np.array([1.0, 2.0, 3.0]), np.full(3, 2.0))
     assert np.isnan(flat["pearson"]) and flat["r2"] == 0
+
+
+def sensitivity(labels, scores, specificity, weights=None) -> float:
+    """The highest on scikit-learn's ROC curve with at least this specificity."""
+    false, true, _ = roc_curve(labels, scores, sample_weight=weights, drop_intermediate=False)
+    return true[1 - false >= specificity - 1e-9].max()
+
+
+def known_cases(count: int, seed: int, classes: int | None):
+    """Labels with nulls and predictions with ties: few or many levels, rare or common."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        n, levels = rng.integers(12, 60), rng.choice([2, 5, 30, 10**6])
+        predictions = rng.integers(0, levels, n) / levels
+        if classes:
+            known = (rng.random(n) < rng.choice([0.1, 0.5, 0.9])).astype(float)
+        else:
+            known = rng.integers(0, levels, n) / levels
+        known[rng.random(n) < 0.2] = np.nan
+        yield known, predictions
+
+
+def test_binary_metrics_are_scikit_learns_in_1000_cases():
+    compared = 0
+    for known, scores in known_cases(1000, 1, classes=2):
+        found = point(binary_resampled, known, scores)
+        found |= point(calibration_resampled, known, scores)
+        y, s = known[~np.isnan(known)], scores[~np.isnan(known)]
+        if len(set(y)) < 2:
+            assert np.isnan(list(found.values())).all()
+            continue
+        compared += 1
+        expected = {
+            "auroc": roc_auc_score(y, s),
+            "auprc": average_precision_score(y, s),
+            "sensitivity_at_90_specificity": sensitivity(y, s, 0.9),
+            "sensitivity_at_80_specificity": sensitivity(y, s, 0.8),
+            "brier": brier_score_loss(y, s),
+        }
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, atol=1e-12, err_msg=name)
+    assert compared > 800
+
+
+def test_real_metrics_are_scikit_learns_and_scipys_in_1000_cases():
+    compared = 0
+    for known, predictions in known_cases(1000, 2, classes=None):
+        found = point(real_resampled, known, predictions)
+        y, p = known[~np.isnan(known)], predictions[~np.isnan(known)]
+        if len(set(y)) < 2:
+            assert np.isnan(list(found.values())).all()
+            continue
+        np.testing.assert_allclose(found["r2"], r2_score(y, p), atol=1e-10)
+        np.testing.assert_allclose(found["mae"], mean_absolute_error(y, p), atol=1e-12)
+        if len(set(p)) < 2:
+            assert np.isnan([found["pearson"], found["spearman"]]).all()
+            continue
+        compared += 1
+        np.testing.assert_allclose(found["pearson"], pearsonr(y, p)[0], atol=1e-12)
+        np.testing.assert_allclose(found["spearman"], spearmanr(y, p)[0], atol=1e-12)
+    assert compared > 800
+
+
+def test_weighted_spearman_is_scipys_of_the_repeated_sample():
+    rng = np.random.default_rng(0)
+    for levels in (4, 10**6):
+        y, p = rng.integers(0, levels, (2, 40)).astype(float)
+        weights = rng.integers(0, 4, (30, 40))
+        found = real_resampled(y, p, weights.astype(float))["spearman"]
+        for value, w in zip(found, weights, strict=True):
+            np.testing.assert_allclose(value, spearmanr(np.repeat(y, w), np.repeat(p, w))[0])
+
+
+def test_weighted_sensitivity_and_brier_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    for levels in (3, 20, 10**6):
+        y = (rng.random(60) < 0.3).astype(float)
+        s = rng.integers(0, levels, 60) / levels
+        weights = rng.integers(0, 4, (30, 60)).astype(float)
+        binary = binary_resampled(y, s, weights)
+        brier = calibration_resampled(y, s, weights)["brier"]
+        for r, w in enumerate(weights):
+            for percent in (90, 80):
+                expected = sensitivity(y, s, percent / 100, w)
+                found = binary[f"sensitivity_at_{percent}_specificity"][r]
+                np.testing.assert_allclose(found, expected, atol=1e-12)
+            np.testing.assert_allclose(brier[r], brier_score_loss(y, s, sample_weight=w))
+
+
+def test_a_specificity_that_is_met_exactly_counts_as_met():
+    """One of ten negatives above the threshold is a specificity of 0.9, whatever floats say."""
+    labels = np.r_[np.ones(2), np.zeros(10)]
+    scores = np.r_[9.0, 7.0, 8.0, np.arange(6, -3, -1.0)]
+    assert point(binary_resampled, labels, scores)["sensitivity_at_90_specificity"] == 1
+
+
+def test_the_reliability_curve_is_scikit_learns_calibration_curve():
+    rng = np.random.default_rng(0)
+    for levels in (7, 10**6):
+        p = rng.integers(0, levels, 300) / levels
+        y = (rng.random(300) < p).astype(float)
+        predicted, observed, share = (c[0] for c in reliability_curve(y, p, np.ones((1, 300))))
+        filled = share > 0
+        theirs = calibration_curve(y, p, n_bins=10, strategy="quantile")
+        np.testing.assert_allclose(observed[filled], theirs[0])
+        np.testing.assert_allclose(predicted[filled], theirs[1])
+        edges = np.quantile(p, np.arange(1, 10) / 10)
+        images = np.array([(np.searchsorted(edges, p) == b).sum() for b in range(10)])
+        np.testing.assert_allclose(share, images / 300)
+        expected = (images[filled] * np.abs(theirs[0] - theirs[1])).sum() / 300
+        found = calibration_resampled(y, p, np.ones((1, 300)))["ece"][0]
+        np.testing.assert_allclose(found, expected)
+
+
+def test_the_bins_of_a_resample_are_those_of_all_images():
+    rng = np.random.default_rng(1)
+    p = rng.random(100)
+    y = (rng.random(100) < p).astype(float)
+    weights = rng.integers(0, 3, (5, 100)).astype(float)
+    bins = np.searchsorted(np.quantile(p, np.arange(1, 10) / 10), p)
+    for value, w in zip(calibration_resampled(y, p, weights)["ece"], weights, strict=True):
+        gaps = [abs((w * (y - p))[bins == b].sum()) for b in range(10)]
+        np.testing.assert_allclose(value, sum(gaps) / w.sum())
