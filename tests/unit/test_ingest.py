@@ -323,6 +323,28 @@ def test_scanner_and_pixel_spacing_are_those_of_the_stored_images(tmp_path):
     assert not any(b"SECRET" in path.read_bytes() for path in out.iterdir())
 
 
+def test_numbers_and_categories_of_the_table_are_in_the_dataset(archive, tmp_path):
+    path = tmp_path / "t.csv"
+    lines = [f"{i},{12.5 + i // 2},{('ICU', 'ICU', '')[i % 3]}\n" for i in range(6)]
+    path.write_text("file,hb,ward\n" + "".join(lines))
+    out = tmp_path / "out"
+    ingest(archive, out, size=64, workers=1, table=path)
+    assert RadiographDataset(out).records == {"hb": "number", "ward": "category"}
+    rows = datasets.load_from_disk(str(out)).remove_columns(["image", "mask", "finding_mask"])
+    pairs = sorted((row["hb"] or 0, row["ward"] or "") for row in rows)
+    assert pairs == sorted(
+        [
+            (0, ""),
+            (12.5, "ICU"),
+            (12.5, "ICU"),
+            (13.5, ""),
+            (13.5, "ICU"),
+            (14.5, ""),
+            (14.5, "ICU"),
+        ]
+    )
+
+
 def test_a_column_of_identifiers_is_found_where_only_the_headers_name_the_patients(
     archive, tmp_path
 ):
