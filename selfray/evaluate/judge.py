@@ -61,6 +61,11 @@ class Protocol:
     sites: bool = False
     seeds: int = 1
 
+    @property
+    def trained(self) -> list[str]:
+        """Those of the probes that run the encoder."""
+        return [probe for probe in self.probes if probe not in FROZEN_PROBES]
+
     def options(self) -> list[str]:
         """As words of the command line."""
         words = ["--probes", *self.probes]
@@ -139,14 +144,13 @@ def require_usable(
         InputError: There is no such encoder, its features are of other images, or more is needed
             than the features that are given.
     """
-    trained = [probe for probe in protocol.probes if probe not in FROZEN_PROBES]
-    needs = [f"probe {trained[0]}"] if trained else ["segmentation"] if segments else []
-    if needs and (encoder.startswith("pixels:") or is_feature_directory(Path(encoder))):
+    if can_run(encoder):
+        for probe in protocol.trained:
+            require_trainable(probe, load_encoder(encoder))
+    elif segments and not benchmark.held_out.targets:
         raise InputError(
-            f"{needs[0]} needs an encoder to run, and {encoder} is none. Leave one of them out."
+            f"segmentation needs an encoder to run, and {encoder} is none. Leave it out."
         )
-    for probe in trained:
-        require_trainable(probe, load_encoder(encoder))
     if not is_feature_directory(Path(encoder)):
         require_encoder(encoder, benchmark.data)
         return
@@ -164,11 +168,16 @@ def require_usable(
         )
 
 
+def can_run(encoder: str) -> bool:
+    """Whether it is a network, and no pixel baseline or directory of features."""
+    return not (encoder.startswith("pixels:") or is_feature_directory(Path(encoder)))
+
+
 def feature_directory(encoder: str, benchmark: Benchmark, out: Path, protocol: Protocol) -> Path:
     """Where the encoder's features are, made now if need be."""
     if is_feature_directory(Path(encoder)):
         return Path(encoder)
-    patches = ATTENTIVE in protocol.probes
+    patches = ATTENTIVE in protocol.probes and can_run(encoder)
     name = slug(encoder) + ("-patches" if patches else "")
     data = benchmark.data.directory
     return extract_features(encoder, data, out / "features" / name, patch_tokens=patches)
@@ -203,12 +212,16 @@ def _parts(
         parts["label-efficiency"] = lambda judged: _probe_parts(judged, features, benchmark)
     if protocol.sites:
         parts["sites"] = lambda judged: _probe_sites(judged, features, benchmark)
-    for probe in protocol.probes:
-        if probe not in FROZEN_PROBES:
-            for seed in range(protocol.seeds):
-                parts[f"{probe}-seed{seed}"] = lambda judged, probe=probe, seed=seed: _train(
-                    judged, encoder, features, benchmark, probe, seed
-                )
+    if protocol.trained and not can_run(encoder):
+        print(
+            f"evaluate {encoder}: no network, so {protocol.trained[0]} is left out", file=sys.stderr
+        )
+        return parts
+    for probe in protocol.trained:
+        for seed in range(protocol.seeds):
+            parts[f"{probe}-seed{seed}"] = lambda judged, probe=probe, seed=seed: _train(
+                judged, encoder, features, benchmark, probe, seed
+            )
     return parts
 
 

@@ -59,7 +59,7 @@ Box = tuple[float, float, float, float]
 SHOWN = 6
 """Test images whose label maps are kept."""
 
-STEPS = {"linear": 500, "vitdet": 500, "upernet": 500}
+STEPS = {"linear": 300, "vitdet": 300, "upernet": 300}
 """Of training."""
 
 _MOST_LABELS = 16  # that fit into a bit field
@@ -281,7 +281,8 @@ def measured_box(square: Callable[[np.ndarray], np.ndarray], height: int, width:
     """Find out what a preprocessing sees by ramps of gray, where its code is a publisher's.
 
     Args:
-        square: uint8 [H, W] to [C, S, S]: resizing, cropping, and linear scaling of the values.
+        square: uint8 [H, W] to [C, S, S]: resizing, cropping in the middle, and linear scaling of
+            the values.
         height: H.
         width: W.
 
@@ -293,10 +294,13 @@ def measured_box(square: Callable[[np.ndarray], np.ndarray], height: int, width:
     )
     edges = []
     for axis, side in enumerate((height, width)):
-        ramp = np.round(np.linspace(0, 255, side)).astype(np.uint8)
-        image = np.broadcast_to(ramp[:, None] if axis == 0 else ramp, (height, width))
+        # Each line of the ramp is a little brighter than the one before, by one gray value in all,
+        # so that the mean over them is not rounded to whole ones. In the middle it is a half.
+        other = width if axis == 0 else height
+        ramp = np.add.outer(np.linspace(0, 1, other), np.linspace(0, 254, side))
+        image = np.round(ramp.T if axis == 0 else ramp).astype(np.uint8)
         found = square(np.ascontiguousarray(image))[0].astype(np.float64).mean(axis=1 - axis)
-        at = 0.5 + (found - black) / (white - black) * (side - 1)
+        at = 0.5 + ((found - black) / (white - black) * 255 - 0.5) / 254 * (side - 1)
         # Filters see less than their width at the edges, and ramps end there.
         inner = slice(len(at) // 10, len(at) - len(at) // 10)
         slope, start = np.polyfit((np.arange(len(at)) + 0.5)[inner], at[inner], 1)

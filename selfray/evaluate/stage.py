@@ -40,6 +40,7 @@ from selfray.evaluate.held_out import (
 from selfray.evaluate.judge import (
     FROZEN_PROBES,
     Protocol,
+    can_run,
     describe_encoder,
     feature_directory,
     judge,
@@ -182,6 +183,7 @@ def evaluate(
             seeds=range(probe_seeds),
         )
         for encoder in (choice.encoders if labels is not None else ())
+        if can_run(encoder)
     }
     known = {
         one.encoder: KnownTraining(
