@@ -200,7 +200,7 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag == "figcaption":
             self.captions.append("")
-        if tag not in {"meta", "link", "img", "br"}:
+        if tag not in {"meta", "link", "img", "br", "wbr"}:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

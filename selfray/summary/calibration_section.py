@@ -18,13 +18,14 @@ _FEWEST = 50
 
 _TABLES = {
     "brier": (
-        "Brier score.</b> Mean squared distance of the predicted probability from 1 or 0; lower is "
-        "better. Whoever predicts the prevalence p for all has p (1 − p)."
+        "Brier score",
+        "Mean squared distance of the predicted probability from 1 or 0; lower is better. Whoever "
+        "predicts the prevalence p for all has p (1 − p).",
     ),
     "ece": (
-        "Expected calibration error.</b> Mean distance of the points of the plots from the "
-        "diagonal, weighted by their images; lower is better, never below 0, and above it by "
-        "chance alone in few images."
+        "Expected calibration error",
+        "Mean distance of the points of the plots from the diagonal, weighted by their images; "
+        "lower is better, never below 0, and in few images above it by chance alone.",
     ),
 }
 
@@ -40,7 +41,8 @@ def calibration_section(evaluation: Evaluation, note: str) -> str:
         HTML, empty when neither is there.
     """
     body = _plots(evaluation, note) + "".join(
-        findings_table(evaluation, metric, f"{note}<b>{told}") for metric, told in _TABLES.items()
+        findings_table(evaluation, metric, title, f"{note}{told}")
+        for metric, (title, told) in _TABLES.items()
     )
     return f"<h3>Calibration</h3>{body}" if body else ""
 
@@ -99,4 +101,4 @@ def _panel(title: str, by_series: dict[int, Predicted], names: list[str]) -> str
         predicted, found, _ = (part[0] for part in reliability_curve(labels, predictions, once))
         filled = np.isfinite(predicted)
         curves.append((k, names[k], predicted[filled], found[filled]))
-    return reliability_chart(curves, title=shortened(title, 26))
+    return reliability_chart(curves, title=shortened(title, 24))

@@ -6,6 +6,7 @@ import io
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_PANEL = 220  # CSS pixels: small multiples
+_PANEL = 176  # CSS pixels: small multiples
 _WIDTH = 340  # CSS pixels: a phone shows a chart in full size, a screen three side by side
 SERIES = 8
 """Series that have a colour and a marker of their own; further ones begin again."""
 
 # matplotlib writes these into the SVG, and the page's style sheet says what they look like.
-_INK, _MUTED, _GRID, _PAPER = "#00aa01", "#00aa02", "#00aa03", "#00aa04"
+_INK, _MUTED, _GRID = "#00aa01", "#00aa02", "#00aa03"
 _COLOURS = [f"#00aa1{i}" for i in range(SERIES)]
-_VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "rule", _PAPER: "paper"} | {
+_VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "rule"} | {
     colour: f"series-{i}" for i, colour in enumerate(_COLOURS)
 }
 _MARKERS = "osD^vPX*"
@@ -122,7 +123,8 @@ def interval_chart(
         axes.set_ylim(len(bars) - 0.5, -0.75)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.locator_params(axis="x", nbins=5, integer=whole_numbers)
+        axes.locator_params(axis="x", nbins=10 if whole_numbers else 5, integer=whole_numbers)
+        axes.tick_params(length=0)
         axes.grid(axis="x", color=_GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.set_xlabel(axis)
@@ -141,12 +143,14 @@ def _draw_bar(axes: Axes, y: float, bar: Bar) -> None:
     colour, marker = _COLOURS[bar.series % SERIES], _MARKERS[bar.series % SERIES]
     if bar.low is not None and bar.high is not None:
         axes.plot([bar.low, bar.high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-    axes.plot([bar.value], [y], marker=marker, markersize=6.5, color=colour, markeredgewidth=0)
-    ground = {"facecolor": _PAPER, "edgecolor": "none", "pad": 1}
+    axes.plot(
+        [bar.value], [y], marker=marker, markersize=6.5, color=colour, markeredgewidth=0,
+        linestyle="none",
+    )  # fmt: skip
     for x, text, side in ((0, bar.label, "left"), (1, bar.text, "right")):
         axes.text(
             x, y - 0.3, text, transform=axes.get_yaxis_transform(), fontsize=10.5,
-            ha=side, va="bottom", bbox=ground,
+            ha=side, va="bottom",
         )  # fmt: skip
 
 
@@ -200,8 +204,7 @@ def reliability_chart(
             axes.plot(predicted, found, color=colour, linewidth=1.1)
             _dots(axes, predicted, found, colour, size=4.5)
         told = "; ".join(
-            f"{label}: "
-            + ", ".join(f"{y:.2f} at {x:.2f}" for x, y in zip(predicted, found, strict=True))
+            f"{label}: at most {np.abs(found - predicted).max():.2f} off"
             for _, label, predicted, found in curves
         )
         return _svg(figure, f"{title}: share of positives at a predicted probability. {told}.",
@@ -212,13 +215,16 @@ def _square(figure: Figure, axes: Axes, title: str, limits: tuple[float, float])
     """A small chart with two like axes and their diagonal."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    figure.subplots_adjust(left=0.21, right=0.96, bottom=0.2, top=0.89)
-    axes.set_title(title, pad=6, fontsize=11)
+    figure.subplots_adjust(left=0.22, right=0.97, bottom=0.22, top=0.88)
+    axes.set_title(title, pad=5, fontsize=10.5)
+    axes.xaxis.label.set_fontsize(10)
+    axes.yaxis.label.set_fontsize(10)
     axes.plot(limits, limits, color=_MUTED, linewidth=0.8, dashes=(3, 2))
     axes.set_xlim(*limits)
     axes.set_ylim(*limits)
     axes.grid(color=_GRID, linewidth=0.5)
     axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=9)
     for one in (axes.xaxis, axes.yaxis):
         one.set_major_locator(MaxNLocator(4))
         one.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.6g}".replace("-", "−")))
@@ -350,7 +356,10 @@ def _figure(width: int, height: int) -> Iterator[tuple[Figure, Axes]]:
     with mpl.rc_context(_STYLE):
         # Of 72 dots an inch, as SVG is written: places of `_dots` do not move.
         figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-        yield figure, figure.add_subplot()
+        axes = figure.add_subplot()
+        for ground in (figure.patch, axes.patch):
+            ground.set_visible(False)
+        yield figure, axes
 
 
 def _svg(figure: Figure, told: str, width: int) -> str:
@@ -375,20 +384,52 @@ def _svg(figure: Figure, told: str, width: int) -> str:
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # for `*`: all of the page
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
     text = re.sub(r' id="(matplotlib\.axis|[a-z]+\d*d?)_\d+"', "", text)
-    text = re.sub(r'(<path (?:id="\w+" )?d=")([^"]*)', lambda m: m[1] + _compact(m[2]), text)
-    text = re.sub(r'(<text [^<>]*?) transform="rotate\(-0 [^")]*\)"', r"\1", text)
-    text = re.sub(r">\s+<", "><", text)
     text = re.sub(r"(font: [^;\"<']*?)'[^;\"<]*", r"\1var(--sans)", text)
     text = re.sub(r"font-family: [^;\"<]*", "font-family: var(--sans)", text)
     text = re.sub(r"(?<=: )#00aa[01]\d", lambda m: f"var(--{_VARIABLES.get(m[0], 'ink')})", text)
+    text = re.sub(r"<(?:path|use|text|g)\b[^<>]*>", lambda m: _compact(m[0]), text)
+    text = re.sub(r">\s+<", "><", text.strip()).replace("<defs></defs>", "").replace("<g/>", "")
+    while (fewer := re.sub(r"<g>((?:(?!</?g\b).)*)</g>", r"\1", text, flags=re.DOTALL)) != text:
+        text = fewer
     return f'<svg {view[0]} role="img" aria-label="{escaped(told)}" style="width:{width}px">{text}'
 
 
-def _compact(path: str) -> str:
-    """A path with hundredths of a pixel; a line of no length is `h0`."""
-    path = re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), path)
-    path = re.sub(r"M (\S+ \S+)\s+L \1(?!\S)", r"M\1h0", path)
-    return re.sub(r"\s*([A-Za-z])\s*", r"\1", path)
+def share_styles(html: str) -> tuple[str, str]:
+    """Styles that charts repeat, as a style sheet.
+
+    Args:
+        html: With charts in it.
+
+    Returns:
+        The sheet, and the HTML with classes in place of these styles: some 40 % less.
+    """
+    # No text can look like a tag: its `<` is escaped.
+    styled = re.compile(r'(<(?:path|text|use)\b[^<>]*?) style="([^"<>]*)"')
+    counts = Counter(m[2] for m in styled.finditer(html))
+    names = {style: f"s{k}" for k, (style, n) in enumerate(counts.most_common()) if n > 2}
+    sheet = "".join(f".{name}{{{style}}}" for style, name in names.items())
+    return sheet, styled.sub(
+        lambda m: f'{m[1]} class="{names[m[2]]}"' if m[2] in names else m[0], html
+    )
+
+
+def _compact(tag: str) -> str:
+    """A tag without what changes nothing: digits, spaces, the page's own font, square ends."""
+    tag = re.sub(r' (d|x|y|transform)="[^"]*"', lambda m: re.sub(r"-?\d+\.\d+", _tenths, m[0]), tag)
+    tag = re.sub(r"(font-family: var\(--sans\)|stroke-linecap: square)(; )?", "", tag)
+    tag = re.sub(r' transform="rotate\(-0 [^")]*\)"', "", tag)
+    tag = re.sub(r"(?<=[\w)%])([:;]) (?=[\w-])", r"\1", tag).replace('; "', '"')
+    path = re.search(r'(?<= d=")[^"]*', tag)
+    if path is None:
+        return tag
+    # A line of no length, which is a dot, is `h0`.
+    lines = re.sub(r"M (\S+ \S+)\s+L \1(?!\S)", r"M\1h0", path[0])
+    lines = re.sub(r"\s*([A-Za-z])\s*", r"\1", lines).strip()
+    return f"{tag[: path.start()]}{lines}{tag[path.end() :]}"
+
+
+def _tenths(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.1f}".removesuffix(".0")
 
 
 def _short(value: float) -> str:

@@ -11,11 +11,12 @@ from selfray.summary.results_section import encoder_bars, undefined_reasons
 from selfray.summary.verdict import readable_names
 
 _METRICS = {
-    "auroc": "AUROC.</b> Chance has 0.5.",
-    "auprc": "AUPRC (average precision).</b> Chance has the prevalence.",
+    "auroc": ("AUROC", "Chance has 0.5."),
+    "auprc": ("AUPRC", "Average precision; chance has the prevalence."),
     "sensitivity_at_90_specificity": (
-        "Sensitivity at 90 % specificity.</b> Of the images with the finding, the share above the "
-        "highest threshold that leaves at most 10 % of the others above it; chance has 0.1."
+        "Sensitivity at 90 % specificity",
+        "Of the images with the finding, the share above the lowest threshold that at most 10 % of "
+        "the others are above; chance has 0.1.",
     ),
 }
 
@@ -34,8 +35,8 @@ def findings_section(evaluation: Evaluation, note: str) -> str:
         return ""
     reasons = undefined_reasons(evaluation, evaluation.findings)
     tables = [
-        findings_table(evaluation, metric, f"{note}<b>{told}{reasons if k == 0 else ''}")
-        for k, (metric, told) in enumerate(_METRICS.items())
+        findings_table(evaluation, metric, title, f"{note}{told}{reasons if k == 0 else ''}")
+        for k, (metric, (title, told)) in enumerate(_METRICS.items())
     ]
     return "<h3>Each finding</h3>" + _charts(evaluation, note) + "".join(tables)
 
@@ -61,12 +62,13 @@ def _charts(evaluation: Evaluation, note: str) -> str:
     return figure(f'<div class="charts">{"".join(charts)}</div>', caption)
 
 
-def findings_table(evaluation: Evaluation, metric: str, caption: str) -> str:
+def findings_table(evaluation: Evaluation, metric: str, title: str, caption: str) -> str:
     """A row a finding, a column an encoder; empty where nobody has the metric.
 
     Args:
         evaluation: Read by `read_evaluation`.
-        metric: Its name.
+        metric: Its name in the results.
+        title: Above the table.
         caption: HTML.
     """
     names = readable_names(evaluation.encoders)
@@ -87,9 +89,8 @@ def findings_table(evaluation: Evaluation, metric: str, caption: str) -> str:
             + "".join(map(judged_cell, row))
             + "</tr>"
         )
-    told = f"Findings: {metric.replace('_', ' ')}"
     caption += best_legend(shown, "encoder of the row")
-    return figure(table(heads, rows, told=told), caption)
+    return f"<h4>{title}</h4>" + figure(table(heads, rows, told=f"Findings: {title}"), caption)
 
 
 def _prevalence_cell(share: float | None, positive: float | None) -> str:

@@ -218,13 +218,18 @@ class Evaluation:
 
     @cached_property
     def _whole(self) -> dict[_Key, dict[str, Any]]:
-        lines = [line for line in self.results if _is_whole(line)]
-        return {_key(line): line for line in reversed(lines)}  # the first of equals
+        found: dict[_Key, dict[str, Any]] = {}
+        for line in filter(_is_whole, self.results):
+            found.setdefault(_key(line), line)
+        return found
 
     @cached_property
     def _compared(self) -> dict[tuple[str, str, str, str, str], dict[str, Any]]:
-        lines = [line for line in self.differences if _is_whole(line) and _bounded(line)]
-        return {(*_key(line), line["reference"]): line for line in reversed(lines)}
+        found: dict[tuple[str, str, str, str, str], dict[str, Any]] = {}
+        for line in self.differences:
+            if _is_whole(line) and _bounded(line):
+                found.setdefault((*_key(line), line["reference"]), line)
+        return found
 
     @cached_property
     def _main_probes(self) -> dict[tuple[str, str], str]:

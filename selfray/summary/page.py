@@ -13,6 +13,7 @@ import selfray
 from selfray.data.dataset import RadiographDataset, write_atomically
 from selfray.errors import InputError
 from selfray.summary.calibration_section import calibration_section
+from selfray.summary.charts import share_styles
 from selfray.summary.differences_section import differences_section
 from selfray.summary.efficiency_section import efficiency_section
 from selfray.summary.findings_section import findings_section
@@ -75,6 +76,7 @@ def _page(inputs: Inputs) -> str:
     sections.append(pictures_section(inputs))
     sections.append(_provenance(inputs))
     title = _title(inputs)
+    sheet, body = share_styles("\n".join(sections))
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -85,9 +87,8 @@ def _page(inputs: Inputs) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<title>{escaped(title)}</title>\n<link rel="icon" href="data:,">\n'
-        f"<style>{CSS}</style>\n</head>\n<body>\n{_header(title, inputs)}\n<main>\n"
-        + "\n".join(sections)
-        + f"\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+        f"<style>{CSS}{sheet}</style>\n</head>\n<body>\n{_header(title, inputs)}\n<main>\n"
+        f"{body}\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 

@@ -30,20 +30,22 @@ def read_predictions(evaluation: Path) -> dict[tuple[str, str, str], Predicted]:
         whole = [("trained_on", "=", "all")] if "trained_on" in known else None
         wanted = [*keys, *({"probe_seed"} & known), "label", "prediction"]
         table = pq.read_table(file, columns=wanted, filters=whole, read_dictionary=keys)
-        codes, names = zip(*(_codes(table[name]) for name in keys), strict=True)
+        coded = [_codes(table[name]) for name in keys]
         values = [_floats(table[name]) for name in wanted[3:]]
     except (OSError, ValueError, KeyError, pa.ArrowException):
         return {}
     seeds, labels, predictions = values if len(values) == 3 else (None, *values)
     found: dict[tuple[str, str, str], Predicted] = {}
-    flat = np.ravel_multi_index(codes, [max(len(n), 1) for n in names])
+    flat = np.ravel_multi_index(
+        [codes for codes, _ in coded], [max(len(names), 1) for _, names in coded]
+    )
     order = np.argsort(flat, kind="stable")
     groups: list[np.ndarray] = np.split(order, np.flatnonzero(np.diff(flat[order])) + 1)
     for rows in groups:
         if not len(rows):
             continue
         first = int(rows[0])
-        encoder, target, probe = (str(n[c[first]]) for n, c in zip(names, codes, strict=True))
+        encoder, target, probe = (str(names[int(codes[first])]) for codes, names in coded)
         rows = rows if seeds is None else rows[seeds[rows] == seeds[rows].min()]
         rows = rows[np.isfinite(labels[rows]) & np.isfinite(predictions[rows])]
         found[encoder, target, probe] = labels[rows], predictions[rows]

@@ -67,7 +67,7 @@ def _bars(
             continue
         low, high, first = line["ci_low"], line["ci_high"], line["probability_best"]
         between = "" if low is None or high is None else f" [{low:g}, {high:g}]"
-        best = "" if first is None else f"best: {100 * first:.0f} %"
+        best = "" if first is None else f"best in {100 * first:.0f} %"
         told = f"rank {line['value']:g}{between}, {best}".rstrip(", ")
         bars.append(Bar(shortened(name), k, line["value"], low, high, best, told))
     return bars

@@ -82,9 +82,9 @@ def _scatters(evaluation: Evaluation, targets: list[str], note: str) -> str:
         return ""
     caption = (
         f"{note}<b>Predicted against true.</b> A dot is a test image, drawn from all at random and "
-        f"placed roughly; dashed: prediction and truth are equal. The {_HIDDEN} least and greatest "
-        "values lie on the edges together, so that no patient is known by them. In brackets, 95 % "
-        "intervals of all test images."
+        f"placed roughly; dashed: prediction and truth are equal. At least the {_HIDDEN} least and "
+        f"the {_HIDDEN} greatest values lie on the edges together, so that no patient is known by "
+        "them. In brackets, 95 % intervals of all test images."
     )
     return figure("".join(parts), caption)
 
@@ -113,13 +113,14 @@ def _panels(evaluation: Evaluation, target: str) -> str:
             truth[rows],
             predicted[rows],
             series=k,
-            title=shortened(spoken, 26),
+            title=shortened(spoken, 24),
             axis=axis,
             limits=_limits(truth, target),
-            told=told,
+            told=", ".join(told.splitlines()),
         )
         panels.append(f'<div>{chart}<p class="told">{escaped(told)}</p></div>')
-    return f'<div class="panels">{"".join(panels)}</div>'
+    head4 = f"<h4>{escaped(name[:1].upper() + name[1:])}</h4>"
+    return f'{head4}<div class="panels">{"".join(panels)}</div>'
 
 
 def _limits(truth: np.ndarray, target: str) -> tuple[float, float]:
@@ -135,7 +136,7 @@ def _told(evaluation: Evaluation, encoder: str, target: str) -> str:
     lines: dict[str, Line | None] = {
         title: evaluation.result(encoder, target, metric) for metric, title in _NUMBER.items()
     }
-    return ", ".join(
+    return "\n".join(
         f"{title} {cell_text(line)}"
         for title, line in lines.items()
         if line is not None and line["value"] is not None

@@ -25,7 +25,7 @@ def results_section(evaluation: Evaluation, note: str) -> str:
     charts = measure_charts(evaluation, [m for m in measures(evaluation) if m.target == "macro"])
     caption = (
         f"{note}<b>Findings and anatomy.</b> Dot: estimate on the test split; bar: 95 % interval. "
-        "Dashed: an encoder that knows nothing."
+        "Dashed, where that does not depend on the data: an encoder that knows nothing."
     )
     return title + _main_table(evaluation, note) + (figure(charts, caption) if charts else "")
 
@@ -49,7 +49,8 @@ def _main_table(evaluation: Evaluation, note: str) -> str:
         "resampling patients. Higher is better; AUROC of chance is 0.5, AUPRC of chance the mean "
         f"prevalence, R² of the mean is 0.{best}{leak}"
     )
-    return figure(table("".join(heads), rows, told="Encoders by task"), caption)
+    shown_as = table("".join(heads), rows, told="Encoders by task", kind="sortable main")
+    return figure(shown_as, caption)
 
 
 def _row(
@@ -63,8 +64,9 @@ def _row(
         for line in lines
     )
     return (
-        f'<tr><th scope="row" title="{escaped(named)}">{series_mark(series)} {escaped(name)}'
-        f'{warning}</th><td class="name">{escaped(probe_name(probe))}'
+        f'<tr><th scope="row" title="{escaped(named)}">{series_mark(series)}&nbsp;'
+        f"{escaped(name).replace('/', '/<wbr>')}{warning}</th>"
+        f'<td class="protocol">{escaped(probe_name(probe))}'
         f'<span class="ci">{escaped(_seen(lines))}</span></td>{cells}</tr>'
     )
 
@@ -86,7 +88,7 @@ def measure_charts(evaluation: Evaluation, shown: list[Measure]) -> str:
             charts.append(
                 interval_chart(
                     bars,
-                    title=shortened(measure.title),
+                    title=shortened(measure.column, 44),
                     axis=f"{measure.unit}, 95 % interval",
                     zero=measure.ignorance,
                     zero_label="an encoder that knows nothing",

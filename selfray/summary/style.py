@@ -80,14 +80,18 @@ figcaption b { color: var(--ink); font-weight: 600; }
   gap: 1.25rem 1.75rem; align-items: start;
 }
 .panels {
-  display: grid; grid-template-columns: repeat(auto-fill, minmax(13.75rem, 1fr));
-  gap: 1rem 0.75rem; align-items: start; margin-top: 1rem;
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr));
+  gap: 1rem 0.5rem; align-items: start; margin-top: 1rem;
 }
 .told {
-  margin: 0.1rem 0 0; padding-left: 0.4rem; max-width: 13.75rem; color: var(--muted);
-  font: 0.78rem/1.4 var(--sans); font-variant-numeric: tabular-nums;
+  margin: 0.1rem 0 0; padding-left: 0.2rem; white-space: pre-line; max-width: 11rem;
+  color: var(--muted); font: 0.72rem/1.45 var(--sans); font-variant-numeric: tabular-nums;
 }
 svg { display: block; max-width: 100%; height: auto; overflow: visible; }
+/* Text keeps off the lines of a grid below it. */
+svg text {
+  font-family: var(--sans); paint-order: stroke; stroke: var(--paper); stroke-width: 5px;
+}
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .scroll { overflow-x: auto; margin: 1rem 0 0.4rem; }
 table {
@@ -118,9 +122,13 @@ th[aria-sort="descending"] button::after { content: "\\2193"; color: inherit; }
 button:focus-visible, a:focus-visible, summary:focus-visible {
   outline: 2px solid var(--link); outline-offset: 2px;
 }
+tbody th { white-space: normal; max-width: 12rem; }
+td.protocol { text-align: left; max-width: 9rem; white-space: normal; }
+.main th, .main td { padding-right: 0.65rem; }
 th.name, td.name { text-align: left; white-space: normal; }
 .better { color: var(--series-0); font-weight: 600; }
 .worse { color: var(--series-1); font-weight: 600; }
+sup { line-height: 0; }
 .ci { display: block; color: var(--muted); font-size: 0.88em; }
 .swatch {
   display: inline-block; width: 0.65em; height: 0.65em; margin-right: 0.45em;
