@@ -27,7 +27,7 @@ _CHECKS = 5  # validations, evenly spaced, the last one after the last step
 _CHUNK = 64  # images at a time where no gradient is needed
 # Pixels of both masks that Dice's loss adds, so that a label that a batch lacks gives no 0/0.
 _SMOOTH = 1.0
-_LEARNING_RATES = {"linear": 3e-2, "vitdet": 1e-3, "upernet": 1e-3}
+_LEARNING_RATES = {"linear": 1e-1, "vitdet": 1e-3, "upernet": 1e-3}
 
 
 @dataclass(frozen=True)
