@@ -15,5 +15,5 @@ selfray pretrain demo --data "$data" --out demo/continued --init selfray/phantom
   --optimizer.learning-rate 4e-3 --teacher.momentum 0.99 1
 [ -f demo/evaluation/results.jsonl ] ||
   selfray evaluate demo/continued selfray/phantom demo/from-scratch random:vit_pico/16@128 \
-    pixels:pca --data "$data" --out demo/evaluation
+    pixels:pca --data "$data" --out demo/evaluation --tasks classification metadata segmentation
 selfray summary demo

@@ -107,7 +107,8 @@ def _p_values(one: Judged, other: Judged, held_out: HeldOut, swaps: PatientSwaps
                     tests.setdefault(mean, []).append(permuted[metric])
         if not number:
             p = delong_test(known, mine[0], its[0], held_out.patients).p
-            found[series, "auroc"] = (p, "DeLong")
+            if not math.isnan(p):  # as where one encoder makes no mistake at all
+                found[series, "auroc"] = (p, "DeLong")
     return found | {key: (mean_test(of).p, "permutation") for key, of in tests.items()}
 
 

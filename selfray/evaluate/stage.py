@@ -161,6 +161,11 @@ def evaluate(
     _require_valid(choice)
     _require_evaluation_or_empty(out)
     benchmark, labels = _open(data, choice)
+    if sites and "site" not in benchmark.held_out.groups:
+        raise InputError(
+            f"{data} has test images of one site at most, and --sites needs two. Give the table of "
+            "`selfray ingest` a column site, or leave --sites out."
+        )
     listed = {name: read_training_list(file) for name, file in choice.training_lists.items()}
     for encoder in choice.encoders:
         require_usable(encoder, benchmark, choice.protocol, segments=labels is not None)
