@@ -200,7 +200,8 @@ def evaluate(
     }
     leaks = find_leaks(benchmark.data, {e: of.cls for e, of in features.items()}, known)
     for leak in leaks:
-        print(f"evaluate: LEAK: {leak.sentence}", file=sys.stderr)
+        loudness = "note" if leak.kind == "pre-training" else "LEAK"
+        print(f"evaluate: {loudness}: {leak.sentence}", file=sys.stderr)
     info = benchmark.data.info
     described = {
         "command": choice.command(data, out),
