@@ -185,7 +185,7 @@ def disk(rows: int, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["speed", "disk"])
+    parser.add_argument("part", nargs="?", default="speed", choices=["speed", "disk"])
     parser.add_argument("--rows", type=int, default=1_000_000, help="images on disk")
     parser.add_argument("--folder", type=Path, help="where the file is written for a while")
     arguments = parser.parse_args()

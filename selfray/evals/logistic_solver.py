@@ -58,17 +58,18 @@ class _Problems:
     history: list[_Pair]
 
     def keep(self, which: Tensor) -> _Problems:
-        kept = [getattr(self, field.name)[which] for field in fields(self)[:-1]]
-        return _Problems(*kept, [(a[which], b[which], c[which]) for a, b, c in self.history])
+        kept = {field.name: getattr(self, field.name)[which] for field in fields(self)[:-1]}
+        history = [(a[which], b[which], c[which]) for a, b, c in self.history]
+        return _Problems(**kept, history=history)
 
     @classmethod
     def join(cls, parts: list[_Problems]) -> _Problems:
         """All parts as one, in the order of `index`; pairs that a part lacks have weight 0."""
         order = torch.cat([part.index for part in parts]).argsort()
-        joined = [
-            torch.cat([getattr(part, field.name) for part in parts])[order]
+        joined = {
+            field.name: torch.cat([getattr(part, field.name) for part in parts])[order]
             for field in fields(cls)[:-1]
-        ]
+        }
         history = []
         for age in range(max(len(part.history) for part in parts), 0, -1):
             pairs = [part.history[-age] if age <= len(part.history) else None for part in parts]
@@ -77,7 +78,7 @@ class _Problems:
                 for pair, part in zip(pairs, parts, strict=True)
             ]
             history.append(tuple(torch.cat(each)[order] for each in zip(*filled, strict=True)))
-        return cls(*joined, history)
+        return cls(**joined, history=history)
 
 
 def solve_logistic(

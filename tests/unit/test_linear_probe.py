@@ -343,7 +343,12 @@ def test_streamed_ridge_and_scale_are_those_of_scikit_learn(on_disk, monkeypatch
     np.testing.assert_allclose(standardizer.scale, scale.scale_, rtol=1e-12)
     probe = fit_ridge(standardizer.rows(rows), data.targets[:, [2]], (1.0, 100.0))
     known = ~np.isnan(data.targets[:, 2])
-    x = scale.transform(data.features.astype(np.float64))[known]
+    x = scale.transform(data.features.astype(np.float64))
+    np.testing.assert_allclose(torch.cat(list(standardizer.rows(rows).blocks(torch.float64))), x,
+                               atol=1e-12)  # fmt: skip
+    np.testing.assert_allclose(torch.cat(list(standardizer.rows(rows).blocks(torch.float32))), x,
+                               atol=1e-5)  # fmt: skip
+    x = x[known]
     for s, strength in enumerate((1.0, 100.0)):
         model = Ridge(alpha=strength).fit(x, data.targets[known, 2])
         np.testing.assert_allclose(probe.weights[s, 0], model.coef_, rtol=1e-8, atol=1e-9)
