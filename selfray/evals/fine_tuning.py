@@ -1,7 +1,10 @@
 """Fine-tuning: the encoder itself, or its last blocks, is trained on the targets.
 
 The numbers are those by which MAE fine-tunes a ViT-B (He et al., Masked autoencoders are scalable
-vision learners, CVPR 2022, and its published FINETUNE.md), after BEiT (Bao et al., ICLR 2022).
+vision learners, CVPR 2022, and its published FINETUNE.md), after BEiT (Bao et al., ICLR 2022). The
+head begins as a solved linear probe (Kumar et al., Fine-tuning can distort pretrained features and
+underperform out-of-distribution, ICLR 2022): from a random head, the few steps that a small dataset
+allows end below the probe.
 """
 
 from __future__ import annotations
@@ -9,21 +12,21 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from selfray.errors import InputError
+from selfray.evals.linear_probe import ProbeData, fit_probes
 from selfray.evals.stepwise import (
     ImageOf,
     LabelledSplits,
-    Purpose,
     TargetScale,
     TrainedProbe,
     augmented_batches,
     cosine_factor,
-    generator_at,
     known_losses,
     plain_batches,
     validation_scores,
@@ -38,7 +41,6 @@ _RATE_IS_FOR = 256
 LAYER_DECAY = 0.65
 WEIGHT_DECAY = 0.05
 WARMUP = 0.05  # 5 of 100 passes there
-HEAD_STD = 2e-5
 PASSES = 20  # ours: a fifth of theirs, since the best step on validate is kept
 FEWEST_STEPS = 500  # ours, for few images
 BATCH_SIZE = 32  # ours: what fits one GPU at 518 pixels
@@ -55,24 +57,17 @@ class FineTuned(nn.Module):
         outputs: K.
         last_blocks: How many blocks are trained, with the final norm; None for all and what is
             before them.
-        seed: Of the head's weights.
 
     Attributes:
         encoder: The copy.
         head: [2 D] to [K].
     """
 
-    def __init__(
-        self, encoder: VisionTransformer, outputs: int, last_blocks: int | None, seed: int
-    ) -> None:
+    def __init__(self, encoder: VisionTransformer, outputs: int, last_blocks: int | None) -> None:
         super().__init__()
         # In evaluation mode as it came, because nothing but stochastic depth would change.
         self.encoder = copy.deepcopy(encoder)
         self.head = nn.Linear(2 * encoder.width, outputs)
-        drawn = generator_at(seed, Purpose.WEIGHTS).normal(0, HEAD_STD, self.head.weight.shape)
-        with torch.no_grad():
-            self.head.weight.copy_(torch.from_numpy(drawn))
-            self.head.bias.zero_()
         if last_blocks is not None:
             self.encoder.requires_grad_(False)
             self.encoder.blocks[encoder.depth - last_blocks :].requires_grad_(True)
@@ -80,10 +75,14 @@ class FineTuned(nn.Module):
         else:
             self.encoder.requires_grad_(True)
 
+    def pooled(self, images: Tensor) -> Tensor:
+        """Images [B, C, S, S] to CLS and mean patch token, [B, 2 D]."""
+        tokens = self.encoder(images)
+        return torch.cat([tokens.cls, tokens.patches.mean(dim=1)], dim=1)
+
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, S, S] to outputs [B, K]."""
-        tokens = self.encoder(images)
-        return self.head(torch.cat([tokens.cls, tokens.patches.mean(dim=1)], dim=1))
+        return self.head(self.pooled(images))
 
 
 def require_fine_tunable(encoder: Encoder, last_blocks: int | None) -> None:
@@ -137,7 +136,8 @@ def fine_tune(
 ) -> TrainedProbe:
     """Train a copy of the encoder, keep its best step on validate, predict test.
 
-    The best step has the highest mean over all targets, of AUROC and of R².
+    The best step has the highest mean over all targets, of AUROC and of R²; step 0 is the linear
+    probe.
 
     Args:
         encoder: Stays as it is.
@@ -145,7 +145,7 @@ def fine_tune(
         splits: Images and targets.
         last_blocks: How many blocks are trained; None for the whole encoder.
         steps: Of training.
-        seed: Of order, augmentation and the head's weights.
+        seed: Of order and augmentation.
 
     Raises:
         InputError: The encoder is no vision transformer, or has fewer blocks.
@@ -156,29 +156,35 @@ def fine_tune(
     targets = scale.standardised(train.targets).to(device)
     real = torch.from_numpy(splits.real).to(device)
     known = scale.standardised(splits.validate.targets).numpy()
-    model = FineTuned(encoder.vit, len(real), last_blocks, seed).to(device)
+    model = FineTuned(encoder.vit, len(real), last_blocks).to(device)
+    _begin_as_linear_probe(model, image_of, splits, scale)
     optimizer = torch.optim.AdamW(parameter_groups(model))
     batch_size = min(BATCH_SIZE, len(train.rows))
     learning_rate = LEARNING_RATE * batch_size / _RATE_IS_FOR
     best = _Best(model)
-    checks = {math.ceil(steps * (check + 1) / CHECKS) for check in range(CHECKS)}
+
+    def check(step: int) -> None:
+        judged = _all_of(model, image_of, splits.validate.rows)
+        best.look(step, float(validation_scores(known, judged, splits.real).mean()))
+
+    check(0)
+    checks = {math.ceil(steps * (part + 1) / CHECKS) for part in range(CHECKS)}
     batches = augmented_batches(image_of, train.rows, batch_size, steps, seed)
     with progress_bar(total=steps, unit="step", desc="fine-tune") as bar:
         for step, (images, places) in enumerate(batches):
             factor = cosine_factor(step, steps, round(WARMUP * steps))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * factor * group["rate"]
-            outputs = _run(model, images.to(device))
+            outputs = _in_half_precision(model, images.to(device))
             loss = known_losses(outputs, targets[torch.from_numpy(places)], real).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             if step + 1 in checks:
-                judged = _outputs(model, image_of, splits.validate.rows, device)
-                best.look(step + 1, float(validation_scores(known, judged, splits.real).mean()))
+                check(step + 1)
             bar.update()
     best.put_back()
-    predicted = scale.predictions(_outputs(model, image_of, splits.test_rows, device))
+    predicted = scale.predictions(_all_of(model, image_of, splits.test_rows))
     settings = {
         "trained": "all" if last_blocks is None else f"last {last_blocks} blocks",
         "chosen_step": best.step,
@@ -208,17 +214,50 @@ class _Best:
         return {name: parameter.detach().clone() for name, parameter in trained}
 
 
-def _run(model: FineTuned, images: Tensor) -> Tensor:
-    """Outputs in float32, computed in bfloat16 on a GPU."""
+def _begin_as_linear_probe(
+    model: FineTuned, image_of: ImageOf, splits: LabelledSplits, scale: TargetScale
+) -> None:
+    """Give the head the weights of `fit_probes`, with the standardisation of features in them."""
+    names = tuple(str(k) for k in range(len(splits.real)))
+    numbers = frozenset(name for name, real in zip(names, splits.real, strict=True) if real)
+    train, validate = (
+        ProbeData(
+            _all_of(model, image_of, split.rows, model.pooled),
+            scale.standardised(split.targets).double().numpy(),
+            names,
+            numbers,
+        )
+        for split in (splits.train, splits.validate)
+    )
+    probes = fit_probes(train, validate)
+    weight = torch.stack([probes.weights[name] / probes.standardizer.scale for name in names])
+    bias = (
+        torch.tensor([probes.biases[n] for n in names], dtype=torch.float64)
+        - weight @ probes.standardizer.mean
+    )
+    with torch.no_grad():
+        model.head.weight.copy_(weight)
+        model.head.bias.copy_(bias)
+
+
+def _in_half_precision(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Outputs as float32, computed in bfloat16 on a GPU."""
     kind = images.device.type
     with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
-        return model(images).float()
+        return network(images).float()
 
 
 @torch.no_grad()
-def _outputs(
-    model: FineTuned, image_of: ImageOf, rows: np.ndarray, device: torch.device
+def _all_of(
+    model: FineTuned,
+    image_of: ImageOf,
+    rows: np.ndarray,
+    network: Callable[[Tensor], Tensor] | None = None,
 ) -> np.ndarray:
-    """Outputs for images as they are, [n, K]."""
-    batches = plain_batches(image_of, rows, _TESTED_AT_ONCE)
-    return torch.cat([_run(model, images.to(device)).cpu() for images in batches]).numpy()
+    """What the model, or a part of it, gives for images as they are, [n, ...]."""
+    device = model.head.weight.device
+    parts = [
+        _in_half_precision(network or model, images.to(device)).cpu()
+        for images in plain_batches(image_of, rows, _TESTED_AT_ONCE)
+    ]
+    return torch.cat(parts).numpy()

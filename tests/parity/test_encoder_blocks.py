@@ -80,7 +80,7 @@ def test_layer_wise_rates_are_those_of_timm(last_blocks):
 
     from selfray.evals.fine_tuning import LAYER_DECAY, WEIGHT_DECAY, FineTuned, parameter_groups
 
-    model = FineTuned(encoder(0).vit, 3, last_blocks, seed=0)
+    model = FineTuned(encoder(0).vit, 3, last_blocks)
     theirs = vision_transformer.vit_small_patch14_dinov2(
         num_classes=3, img_size=70, embed_dim=48, depth=5, num_heads=3
     )
