@@ -3,9 +3,10 @@
 Findings and sex are logistic regressions, age, weight and BMI ridge regressions. Both are fitted
 on the training split; the penalty is chosen on the validation split, for each target by itself.
 
-Features may be arrays in memory or `FeatureRows` on disk. The latter, from `HELD_BYTES` on, are
-read block by block in each step, so that memory holds about 100 MiB of blocks and logits, one
-[D, D] matrix or two, some 50 numbers a problem and feature, and the labels, whatever N is.
+Features may be arrays in memory or `FeatureRows` on disk. The latter are held in memory where a
+split takes less than `HELD_BYTES`, and read block by block in each step where it takes more. Then
+memory holds blocks and logits, [D, D] matrices, some 50 numbers a problem and feature, and a few
+copies of the labels, but never N x D numbers.
 """
 
 from __future__ import annotations
