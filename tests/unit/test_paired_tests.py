@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm, rankdata
+from scipy.stats import t as student
 from sklearn.metrics import r2_score, roc_auc_score
 
 from selfray.evals.metrics import (
@@ -19,6 +20,7 @@ from selfray.evals.metrics import (
 from selfray.evals.paired_tests import (
     PatientSwaps,
     PermutationTest,
+    _interleaved_ranks,
     delong_test,
     holm,
     mean_test,
@@ -35,7 +37,10 @@ def test_delong_is_that_of_mlstatkit_with_one_image_a_patient(case):
     assert ours.difference == pytest.approx(roc_auc_score(labels, a) - roc_auc_score(labels, b))
     assert ours.standard_error == pytest.approx(np.sqrt(case["variance"]), rel=1e-9)
     assert ours.z == pytest.approx(-case["z"], rel=1e-9)  # theirs is b less a
-    assert ours.p == pytest.approx(case["p"], rel=1e-9)
+    # Their p is normal, ours Student's with the rarer class's patients less one.
+    assert 2 * norm.sf(abs(ours.z)) == pytest.approx(case["p"], rel=1e-9)
+    freedom = min((labels == 1).sum(), (labels == 0).sum()) - 1
+    assert ours.p == pytest.approx(2 * student.sf(abs(case["z"]), freedom), rel=1e-9)
 
 
 def brute_force_variance(labels, scores, patients) -> float:
@@ -81,7 +86,8 @@ def test_delong_by_patient_is_obuchowskis_by_brute_force(levels):
     ours = delong_test(np.where(nulls, np.nan, labels), *scores, patients)
     expected = brute_force_variance(labels[~nulls], scores[:, ~nulls], patients[~nulls])
     assert ours.standard_error == pytest.approx(np.sqrt(expected), rel=1e-9)
-    assert ours.p == pytest.approx(2 * norm.sf(abs(ours.z)))
+    holders = [len(set(patients[~nulls & (labels == k)])) for k in (0, 1)]
+    assert ours.p == pytest.approx(2 * student.sf(abs(ours.z), min(holders) - 1))
 
 
 def test_copies_of_every_image_change_delongs_error_by_image_and_not_by_patient():
@@ -126,8 +132,9 @@ def test_permutations_swap_whole_patients_and_give_scikit_learns_metrics():
     swaps = PatientSwaps(patients, count=40, seed=2)
     a, b = rng.permutation(50) + 0.0, rng.permutation(50) + 0.0  # ranks already, no two equal
     tests = permutation_test(binary_resampled, np.where(null, np.nan, y), a, b, swaps)
-    # Ranks are taken among the labelled images.
-    a, b = (np.argsort(np.argsort(x[keep])) for x in (a, b))
+    # Ranks are taken among the labelled images; no two of one encoder are equal here, and of two
+    # equal ones of both, b's comes a little before or after.
+    a, b = _interleaved_ranks(a[keep], b[keep])
     flags, known = swaps.multiplicity, y[keep]
     labelled = flags[:, np.isin(np.unique(patients), patients[keep])]
     expected = swapped_differences(roc_auc_score, known, a, b, patients[keep], labelled)
@@ -138,6 +145,15 @@ def test_permutations_swap_whole_patients_and_give_scikit_learns_metrics():
     real = permutation_test(real_resampled, age, a, b, swaps)["r2"]
     expected = swapped_differences(r2_score, age, a, b, patients, flags)
     np.testing.assert_allclose(real.swapped, expected, atol=1e-9)
+
+
+def test_interleaved_ranks_keep_both_orders_and_no_tie_between_encoders():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 6, (2, 50)).astype(float)
+    first, second = _interleaved_ranks(a, b)
+    np.testing.assert_array_equal(rankdata(first), rankdata(a))
+    np.testing.assert_array_equal(rankdata(second), rankdata(b))
+    assert not set(first) & set(second)
 
 
 def test_a_p_value_counts_the_observed_difference_and_is_never_zero():
