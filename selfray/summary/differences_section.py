@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from selfray.summary.charts import Bar, interval_chart
 from selfray.summary.inputs import Evaluation
 from selfray.summary.markup import escaped, figure, listed, shortened
@@ -69,23 +71,21 @@ def _table(evaluation: Evaluation, pairs: list[tuple[str, str]], note: str) -> s
     caption = (
         f"{note}<b>Who is better, on the same patients.</b> ▲ better than the one that it is held "
         "against, ▼ worse, · undecided: the 95 % interval of the paired difference, in brackets, "
-        f"contains zero.{_tests(evaluation)}"
+        f"contains zero.{_tests(line for row in lines.values() for line in row)}"
     )
     return figure(table(heads, rows, told="Paired differences"), caption)
 
 
-def _tests(evaluation: Evaluation) -> str:
-    """Where p-values come from, HTML; empty where there is none."""
-    tested = [line for line in evaluation.differences if line["p_value"] is not None]
-    tests = enumerate_tests(tested)
-    if not tests:
-        return ""
-    return f" p: two-sided, {tests}; Holm: corrected over the findings."
+def _tests(lines: Iterable[Line | None]) -> str:
+    """Where the p-values of a table come from, HTML; empty where there is none."""
+    tests = names_of_tests(line for line in lines if line is not None)
+    return f" p: two-sided, {tests}; Holm: corrected over the findings." if tests else ""
 
 
-def enumerate_tests(lines: list[Line]) -> str:
+def names_of_tests(lines: Iterable[Line]) -> str:
     """Names of the tests that gave p-values, HTML."""
-    return escaped(" or ".join(dict.fromkeys(str(x["test"]) for x in lines if x.get("test"))))
+    tested = [line for line in lines if line["p_value"] is not None and line.get("test")]
+    return escaped(" or ".join(dict.fromkeys(str(line["test"]) for line in tested)))
 
 
 def _cell(line: Line | None) -> str:
@@ -111,7 +111,7 @@ def _charts(evaluation: Evaluation, subject: str, note: str) -> str:
         bars = _bars(evaluation, subject, measure)
         if bars:
             axis = f"difference in {measure.unit}, 95 % interval"
-            title = shortened(measure.title)
+            title = shortened(measure.column, 44)
             charts.append(
                 interval_chart(bars, title=title, axis=axis, zero=0, zero_label="no difference")
             )
@@ -158,7 +158,7 @@ def _findings(evaluation: Evaluation, subject: str, note: str) -> str:
     name = escaped(names[subject])
     caption = (
         f"{note}<b>{name} minus the others, finding by finding.</b> Differences in AUROC, 95 % "
-        f"intervals.{_tests(evaluation)}"
+        f"intervals.{_tests(lines.values())}"
     )
     shown = figure(table(heads, rows, told=f"Differences by finding: {names[subject]}"), caption)
     return f"<details><summary>{name}, finding by finding</summary>{shown}</details>"

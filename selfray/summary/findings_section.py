@@ -81,7 +81,7 @@ def findings_table(evaluation: Evaluation, metric: str, title: str, caption: str
     for finding, row in lines.items():
         known = next((line for line in row if line), None)
         if known is None:
-            known = next((r for r in evaluation.results if r["target"] == finding), {})
+            known = next((line for line in evaluation.whole if line["target"] == finding), {})
         rows.append(
             f'<tr><th scope="row">{escaped(listed([finding]))}</th>'
             + count_cell(known.get("n"))

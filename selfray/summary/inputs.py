@@ -170,6 +170,11 @@ class Evaluation:
         described = self.info.get("dataset")
         return described if isinstance(described, dict) else {}
 
+    @cached_property
+    def whole(self) -> list[dict[str, Any]]:
+        """Those of `results` that are of the whole train split and all test images."""
+        return [line for line in self.results if _is_whole(line)]
+
     @property
     def probes(self) -> list[str]:
         """Protocols of the whole train split, the linear one first."""
@@ -219,7 +224,7 @@ class Evaluation:
     @cached_property
     def _whole(self) -> dict[_Key, dict[str, Any]]:
         found: dict[_Key, dict[str, Any]] = {}
-        for line in filter(_is_whole, self.results):
+        for line in self.whole:
             found.setdefault(_key(line), line)
         return found
 
@@ -234,7 +239,7 @@ class Evaluation:
     @cached_property
     def _main_probes(self) -> dict[tuple[str, str], str]:
         found: dict[tuple[str, str], str] = {}
-        for line in filter(_is_whole, self.results):
+        for line in self.whole:
             _, target, metric, probe = _key(line)
             if probe == "linear" or (target, metric) not in found:
                 found[target, metric] = probe

@@ -8,6 +8,9 @@ from typing import Any
 from selfray.summary.inputs import Evaluation
 from selfray.summary.markup import escaped
 
+_NOTED = "pre-training"
+"""Kind of what is worth a line and no alarm: a run of the judged dataset saw no test image."""
+
 
 def leak_notes(evaluations: Sequence[Evaluation]) -> str:
     """A loud box for each evaluation with leaks, a quiet line for each that was found clean.
@@ -15,24 +18,27 @@ def leak_notes(evaluations: Sequence[Evaluation]) -> str:
     Nothing is said of an evaluation that nobody looked for leaks in.
     """
     several = len(evaluations) > 1
-    return "".join(_note(e, f" in {e.path.name}" if several else "") for e in evaluations)
+    return "".join(_notes(e, f" in {e.path.name}" if several else "") for e in evaluations)
 
 
-def _note(evaluation: Evaluation, where: str) -> str:
-    leaks = evaluation.leaks
-    if leaks is None:
+def _notes(evaluation: Evaluation, where: str) -> str:
+    if evaluation.leaks is None:
         return ""
-    if not leaks:
-        return (
-            f'<p class="note">No leak found{escaped(where)}: patients, studies, images and known '
-            "training lists were checked.</p>"
-        )
+    leaks = _alarms(evaluation)
     items = "".join(f"<li>{escaped(_sentence(leak))}</li>" for leak in leaks)
-    return (
-        f'<div class="banner leak" role="alert"><strong>Leak{escaped(where)}: test images were '
-        "seen in training. Numbers of this page that it touches are too good.</strong>"
-        f"<ul>{items}</ul></div>"
+    said = (
+        f'<div class="banner leak" role="alert"><strong>Leak{escaped(where)}: numbers below are '
+        f"too good.</strong><ul>{items}</ul></div>"
+        if leaks
+        else f'<p class="note">No leak found{escaped(where)}: patients, studies, images and known '
+        "training lists were checked.</p>"
     )
+    noted = [leak for leak in evaluation.leaks if leak not in leaks]
+    return said + "".join(f'<p class="note">{escaped(_sentence(leak))}</p>' for leak in noted)
+
+
+def _alarms(evaluation: Evaluation) -> list[dict[str, Any]]:
+    return [leak for leak in evaluation.leaks or () if leak.get("kind") != _NOTED]
 
 
 def _sentence(leak: dict[str, Any]) -> str:
@@ -44,6 +50,5 @@ def _sentence(leak: dict[str, Any]) -> str:
 
 def leaking(evaluation: Evaluation) -> set[str]:
     """Encoders that a leak is said of; a leak of the dataset itself names none."""
-    return {
-        leak["encoder"] for leak in evaluation.leaks or () if isinstance(leak.get("encoder"), str)
-    }
+    named = [leak.get("encoder") for leak in _alarms(evaluation)]
+    return {encoder for encoder in named if isinstance(encoder, str)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import quote
 
-from selfray.summary.differences_section import enumerate_tests
+from selfray.summary.differences_section import names_of_tests
 from selfray.summary.inputs import Evaluation, number
 
 _FILES = {
@@ -14,6 +14,9 @@ _FILES = {
     "results.jsonl": "every number with all that is known of it",
     "predictions.parquet": "the prediction for every test image, to be kept like the images",
 }
+
+_BCA_SINCE = 2
+"""Version of evaluations whose intervals are bias-corrected and accelerated."""
 
 
 def method_section(evaluation: Evaluation, directory: Path) -> str:
@@ -43,18 +46,20 @@ def _files(evaluation: Evaluation, directory: Path) -> str:
 def _statistics(evaluation: Evaluation) -> str:
     resamples = number(evaluation.info.get("resamples"))
     many = f"{resamples:,.0f} " if resamples else ""
+    version = number(evaluation.info.get("version"))
+    kind = "BCa" if version and version >= _BCA_SINCE else "percentile"
     told = (
-        "Every number is of the test split, which no probe was fitted on and nothing was chosen on."
-        f" Intervals hold 95 % of {many}resamples of the patients, drawn with replacement, each "
-        "with all of its images; every encoder meets the same resamples, so that differences "
-        "are paired."
+        "Every number is of the test split, which no probe was fitted on and nothing was chosen "
+        f"on. Intervals are of 95 %, by the bootstrap ({kind}): {many}resamples of the patients, "
+        "drawn with replacement, each with all of its images; every encoder meets the same "
+        "resamples, so that differences are paired."
     )
     if any(line["metric"] == "rank" for line in evaluation.results):
         told += (
             " Ranks are counted anew in each resample, and the probability of being best is the "
             "share of resamples in which an encoder comes first."
         )
-    tests = enumerate_tests([x for x in evaluation.differences if x["p_value"] is not None])
+    tests = names_of_tests(evaluation.differences)
     if tests:
         told += f" p-values are two-sided ({tests}), corrected over the findings by Holm's method."
     return told + " selfray's docs/statistics.md has the formulas and their sources."

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 
 from selfray.summary.inputs import Evaluation
-from selfray.summary.judged_cells import judged_cell, probe_name
+from selfray.summary.judged_cells import best_legend, judged_cell, probe_name
 from selfray.summary.markup import escaped, facts, figure
 from selfray.summary.number_cells import encoder_head, head, table
 from selfray.summary.verdict import Measure, measures, readable_names
 
 _FROZEN = {"linear", "knn"}
 _DECODERS = {"vitdet", "upernet"}
+_BEST = "encoder of the column"
 
 
 def protocols_section(evaluation: Evaluation, note: str) -> str:
@@ -36,14 +37,18 @@ def protocols_section(evaluation: Evaluation, note: str) -> str:
     ]
     if not judged:
         return ""
-    return (
-        "<h3>Protocols</h3>"
-        + "".join(_table(evaluation, measure, note) for measure in judged)
-        + _settings(evaluation)
+    tables = [_table(evaluation, measure) for measure in judged]
+    caption = (
+        f"{note}<b>Which protocol gave which number.</b> Linear and k-NN leave the encoder as it "
+        "is; the others train a head step by step, or the encoder too, and then say more of what "
+        "it can become than of what it is." + best_legend(evaluation.whole, _BEST)
     )
+    folded = "".join(tables[1:])
+    further = f"<details><summary>Further numbers</summary>{folded}</details>" if folded else ""
+    return f"<h3>Protocols</h3>{figure(tables[0] + further, caption)}{_settings(evaluation)}"
 
 
-def _table(evaluation: Evaluation, measure: Measure, note: str) -> str:
+def _table(evaluation: Evaluation, measure: Measure) -> str:
     names = readable_names(evaluation.encoders)
     probes = [
         probe
@@ -55,12 +60,8 @@ def _table(evaluation: Evaluation, measure: Measure, note: str) -> str:
     for k, (encoder, name) in enumerate(names.items()):
         lines = [evaluation.result(encoder, measure.target, measure.metric, p) for p in probes]
         rows.append(f"<tr>{encoder_head(k, name)}{''.join(map(judged_cell, lines))}</tr>")
-    caption = (
-        f"{note}<b>{escaped(measure.column)}: which protocol gave which number.</b> Linear and "
-        "k-NN leave the encoder as it is and train no network; further protocols train a head, or "
-        "the encoder too, and say more of what it can become than of what it is."
-    )
-    return figure(table(heads, rows, told=f"Protocols: {measure.column}"), caption)
+    told = f"Protocols: {measure.column}"
+    return f"<h4>{escaped(measure.column)}</h4>{table(heads, rows, told=told)}"
 
 
 def _settings(evaluation: Evaluation) -> str:

@@ -20,7 +20,7 @@ def ranks_section(evaluation: Evaluation, note: str) -> str:
     Returns:
         HTML, empty when no rank is recorded.
     """
-    lines = [x for x in evaluation.results if x["metric"] == "rank" and x["value"] is not None]
+    lines = [x for x in evaluation.whole if x["metric"] == "rank" and x["value"] is not None]
     parts = []
     for probe in evaluation.probes:
         charts = _charts(evaluation, [line for line in lines if line["probe"] == probe])

@@ -53,7 +53,7 @@ def records_section(evaluation: Evaluation, note: str) -> str:
 
 def _table(evaluation: Evaluation, targets: list[str], note: str) -> str:
     names = readable_names(evaluation.encoders)
-    recorded = dict.fromkeys(line["target"] for line in evaluation.results)
+    recorded = dict.fromkeys(line["target"] for line in evaluation.whole)
     values = [t for target in targets for t in recorded if t.startswith(f"{target}=")]
     rows, lines = [], []
     for target in dict.fromkeys([*targets, *values]):

@@ -121,9 +121,9 @@ def encoder_bars(evaluation: Evaluation, target: str, metric: str) -> list[Bar]:
 def undefined_reasons(evaluation: Evaluation, targets: list[str]) -> str:
     """Why targets have no number, each reason once; HTML."""
     lacking: dict[str, list[str]] = {}
-    for line in evaluation.results:
+    for line in evaluation.whole:
         target, reason = line["target"], line.get("reason")
-        if target in targets and line["value"] is None and reason and not line.get("subgroup"):
+        if target in targets and line["value"] is None and reason:
             lacking.setdefault(str(reason), []).append(target)
     told = [f"{listed(dict.fromkeys(names))} ({reason})" for reason, names in lacking.items()]
     return f" Not defined: {escaped('; '.join(told))}." if told else ""

@@ -62,11 +62,11 @@ def measures(evaluation: Evaluation) -> list[Measure]:
     Records beyond sex, age, weight and BMI come last, in the order of the results; a category,
     such as the view, is the mean over its values.
     """
-    known = {(line["target"], line["metric"]) for line in evaluation.results}
+    known = {(line["target"], line["metric"]) for line in evaluation.whole}
     order = (MEASURES[0], _PRECISION, _OVERLAP, *MEASURES[1:])
     found = [m for m in order if (m.target, m.metric) in known]
     named = {m.target for m in order}
-    for line in evaluation.results:
+    for line in evaluation.whole:
         target, metric = line["target"], line["metric"]
         one_of_many = "=" in target or target in named
         if line.get("task") == "metadata" and metric in ("auroc", "r2") and not one_of_many:

@@ -7,8 +7,9 @@ import subprocess
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
-from summary_directories import ENCODER, Page, write_dataset, write_run
+from summary_directories import ENCODER, Page, write_dataset, write_judged_evaluation, write_run
 
 from selfray.evaluate import evaluate
 from selfray.summary import write_summary
@@ -53,6 +54,28 @@ def test_no_identifier_of_a_patient_is_on_the_page(page: Path) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize(("width", "height"), [(1200, 2400), (500, 2400)])
 def test_a_browser_draws_it(page: Path, tmp_path: Path, width: int, height: int) -> None:
+    drawn = _screenshot(page, tmp_path, width, height)
+    # Paper, and something on every stretch of it.
+    assert all(part.std() > 5 for part in drawn[: height // 2].reshape(6, -1))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_browser_draws_a_leak_in_red_above_all_and_fits_the_width(tmp_path: Path) -> None:
+    leak = {"kind": "same patient", "encoder": None, "sentence": "12 images.", "count": 12}
+    evaluation = write_judged_evaluation(tmp_path / "e", leaks=[leak])
+    page = write_summary(evaluation)
+    drawn = _screenshot(page, tmp_path, 1400, 7000, colour=True)
+    blue, green, red = (drawn[..., c].astype(int) for c in range(3))
+    reddish = (red - green > 60) & (red - blue > 40)
+    assert reddish[:200].mean() > 0.01
+    # Every stretch of 700 pixels has something, and no chart or text reaches into the margin.
+    assert all(part.std() > 5 for part in drawn.reshape(10, -1))
+    assert (drawn[:, 1300:1370].astype(int).std(axis=(0, 1)) < 1).all()
+
+
+def _screenshot(
+    page: Path, tmp_path: Path, width: int, height: int, *, colour: bool = False
+) -> np.ndarray:
     assert CHROMIUM is not None
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -62,7 +85,6 @@ def test_a_browser_draws_it(page: Path, tmp_path: Path, width: int, height: int)
          f"--window-size={width},{height}", page.as_uri()],
         check=True, capture_output=True, timeout=300,
     )  # fmt: skip
-    drawn = cv2.imread(str(picture), cv2.IMREAD_GRAYSCALE)
-    assert drawn is not None and drawn.shape == (height, width)
-    # Paper, and something on every stretch of it.
-    assert all(part.std() > 5 for part in drawn[: height // 2].reshape(6, -1))
+    drawn = cv2.imread(str(picture), cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE)
+    assert drawn is not None and drawn.shape[:2] == (height, width)
+    return drawn

@@ -70,7 +70,17 @@ def test_a_leak_stands_above_every_number(page: str) -> None:
 
 @pytest.mark.parametrize(
     ("leaks", "quiet", "loud"),
-    [([], True, False), (None, False, False), ("x", False, False), ([{"kind": "k"}], False, True)],
+    [
+        ([], True, False),
+        (None, False, False),
+        ("x", False, False),
+        ([{"kind": "k"}], False, True),
+        (
+            [{"kind": "pre-training", "encoder": "run", "sentence": "run is from here."}],
+            True,
+            False,
+        ),
+    ],
 )
 def test_what_is_said_of_leaks_follows_the_list(
     tmp_path: Path, leaks: object, quiet: bool, loud: bool
@@ -79,7 +89,9 @@ def test_what_is_said_of_leaks_follows_the_list(
     describe(evaluation, **({} if leaks is None else {"leaks": leaks}))
     html = text_of(evaluation)
     assert ("No leak found: patients, studies, images and known training" in html) == quiet
-    assert ('role="alert"' in html) == loud
+    assert ('role="alert"' in html) == loud == ("numbers below are too good" in html)
+    assert ("run is from here." in html) == (quiet and leaks != [])
+    assert "⚠" not in html
 
 
 def test_the_main_table_has_a_row_an_encoder_and_protocol(page: str, judged: Path) -> None:
