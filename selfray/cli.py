@@ -375,6 +375,10 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--columns", nargs="+", default=(), metavar="COLUMN", help="predict further columns"
     )
+    _evaluate_statistics_arguments(parser)
+
+
+def _evaluate_statistics_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--label-efficiency",
         action="store_true",

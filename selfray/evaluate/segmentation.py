@@ -21,7 +21,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -171,7 +170,10 @@ class _Target:
         known = np.logical_and.reduce(
             [data.table[column].is_valid().to_numpy(zero_copy_only=False) for column in columns]
         )
-        self._encoded = {c: pc.struct_field(data.table[c], "bytes") for c in columns}
+        self._encoded = {
+            name: pa.chunked_array([chunk.field("bytes") for chunk in data.table[name].chunks])
+            for name in columns
+        }
         self.rows = {name: rows[known[rows]] for name in _SPLITS for rows in [data.rows(name)]}
         for name, rows in self.rows.items():
             if not len(rows):
@@ -386,7 +388,7 @@ def _encode(
         for chunk, places in zip(chunks, missing, strict=True):
             for start in range(0, len(places), _BATCH):
                 batch = places[start : start + _BATCH]
-                prepared = [_usable(next(squares), rows[place]) for place in batch]
+                prepared = [_usable(next(squares), int(rows[place])) for place in batch]
                 inputs = torch.from_numpy(np.stack(prepared)).to(encoder.device)
                 _, patches = encoder.features(encoder.preprocessing.normalise(inputs))
                 writer.write(batch.tolist(), {"patch_tokens": _half(patches, encoder)})

@@ -12,6 +12,7 @@ number can be computed again, and tables of the main numbers as CSV and LaTeX.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,7 @@ from selfray.evaluate.score import score
 from selfray.evaluate.segmentation import judge_segmentation
 from selfray.evaluate.segmented import score_segmentation
 from selfray.evaluate.tables import write_tables
-from selfray.feature_directory import open_features
+from selfray.feature_directory import Features, open_features
 from selfray.models.published import load_encoder
 
 FORMAT_NAME = "selfray-evaluation"
@@ -161,47 +162,13 @@ def evaluate(
     _require_valid(choice)
     _require_evaluation_or_empty(out)
     benchmark, labels = _open(data, choice)
-    if sites and "site" not in benchmark.held_out.groups:
-        raise InputError(
-            f"{data} has test images of one site at most, and --sites needs two. Give the table of "
-            "`selfray ingest` a column site, or leave --sites out."
-        )
     listed = {name: read_training_list(file) for name, file in choice.training_lists.items()}
     for encoder in choice.encoders:
         require_usable(encoder, benchmark, choice.protocol, segments=labels is not None)
     out.mkdir(parents=True, exist_ok=True)
-    features, judged = {}, []
-    for encoder in choice.encoders:
-        if benchmark.held_out.targets:
-            directory = feature_directory(encoder, benchmark, out, choice.protocol)
-            features[encoder] = open_features(directory)
-            judged.append(judge(encoder, features[encoder], benchmark, choice.protocol, out))
-        else:
-            judged.append(Judged(encoder, describe_encoder(load_encoder(encoder))))
-    segmented = {
-        encoder: judge_segmentation(
-            load_encoder(encoder),
-            benchmark.data,
-            out / SEGMENTATION / slug(encoder),
-            decoders=choice.decoders,
-            labels=labels or None,
-            seeds=range(probe_seeds),
-        )
-        for encoder in (choice.encoders if labels is not None else ())
-        if can_run(encoder)
-    }
-    known = {
-        one.encoder: KnownTraining(
-            tuple(one.description["training_data"]),
-            listed.get(one.encoder, frozenset()),
-            pretraining_fingerprints(one.encoder),
-        )
-        for one in judged
-    }
-    leaks = find_leaks(benchmark.data, {e: of.cls for e, of in features.items()}, known)
-    for leak in leaks:
-        loudness = "note" if leak.kind == "pre-training" else "LEAK"
-        print(f"evaluate: {loudness}: {leak.sentence}", file=sys.stderr)
+    features, judged = _judge(choice, benchmark, out)
+    segmented = {} if labels is None else _segment(choice, benchmark, labels, out)
+    leaks = _leaks(benchmark, judged, features, listed)
     info = benchmark.data.info
     described = {
         "command": choice.command(data, out),
@@ -211,13 +178,74 @@ def evaluate(
         },
         "tasks": list(choice.tasks),
         "preset": preset,
-        "leaks": [
-            {name: getattr(leak, name) for name in ("kind", "encoder", "sentence", "count")}
-            for leak in leaks
-        ],
+        "leaks": leaks,
     }
     _write(out, judged, segmented, benchmark.held_out, described, baseline, seed)
     return out
+
+
+def _judge(
+    choice: _Choice, benchmark: Benchmark, out: Path
+) -> tuple[dict[str, Features], list[Judged]]:
+    """Features and predictions of every encoder, where there is anything to predict."""
+    features: dict[str, Features] = {}
+    judged = []
+    for encoder in choice.encoders:
+        if not benchmark.held_out.targets:
+            judged.append(Judged(encoder, describe_encoder(load_encoder(encoder))))
+            continue
+        directory = feature_directory(encoder, benchmark, out, choice.protocol)
+        features[encoder] = open_features(directory)
+        judged.append(judge(encoder, features[encoder], benchmark, choice.protocol, out))
+    return features, judged
+
+
+def _segment(
+    choice: _Choice, benchmark: Benchmark, labels: tuple[str, ...], out: Path
+) -> dict[str, pa.Table]:
+    """Scores of label maps of every encoder that is a network; no labels are all."""
+    return {
+        encoder: judge_segmentation(
+            load_encoder(encoder),
+            benchmark.data,
+            out / SEGMENTATION / slug(encoder),
+            decoders=choice.decoders,
+            labels=labels or None,
+            seeds=range(choice.protocol.seeds),
+        )
+        for encoder in choice.encoders
+        if can_run(encoder)
+    }
+
+
+def _leaks(
+    benchmark: Benchmark,
+    judged: Sequence[Judged],
+    features: Mapping[str, Features],
+    listed: Mapping[str, frozenset[str]],
+) -> list[dict[str, Any]]:
+    """What the test split shares with training, said on stderr too."""
+    known = {
+        one.encoder: KnownTraining(
+            tuple(one.description["training_data"]),
+            listed.get(one.encoder, frozenset()),
+            pretraining_fingerprints(one.encoder),
+        )
+        for one in judged
+    }
+    leaks = find_leaks(
+        benchmark.data,
+        {encoder: of.cls for encoder, of in features.items()},
+        known,
+        threads=len(os.sched_getaffinity(0)),
+    )
+    for leak in leaks:
+        loudness = "note" if leak.kind == "pre-training" else "LEAK"
+        print(f"evaluate: {loudness}: {leak.sentence}", file=sys.stderr)
+    return [
+        {name: getattr(leak, name) for name in ("kind", "encoder", "sentence", "count")}
+        for leak in leaks
+    ]
 
 
 def _open(data: Path, choice: _Choice) -> tuple[Benchmark, tuple[str, ...] | None]:
@@ -225,7 +253,13 @@ def _open(data: Path, choice: _Choice) -> tuple[Benchmark, tuple[str, ...] | Non
     if choice.preset is None:
         tasks = [task for task in choice.tasks if task != SEGMENTATION]
         labels = () if SEGMENTATION in choice.tasks else None
-        return open_benchmark(data, tasks, choice.columns, required=labels is None), labels
+        benchmark = open_benchmark(data, tasks, choice.columns, required=labels is None)
+        if choice.protocol.sites and "site" not in benchmark.held_out.groups:
+            raise InputError(
+                f"{data} has test images of one site at most, and --sites needs two. Give the "
+                "table of `selfray ingest` a column site, or leave --sites out."
+            )
+        return benchmark, labels
     applied = apply_preset(find_preset(choice.preset), RadiographDataset(data))
     findings = [target.column for target in applied.targets]
     labels = tuple(label for of in applied.label_maps.values() for label in of) or None
