@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -281,7 +281,9 @@ def test_files_are_linked_where_they_are(tmp_path: Path) -> None:
     for name in ("results.csv", "predictions.parquet"):
         (evaluation / name).write_text("")
     links = [a["href"] or "" for a in Page(text_of(tmp_path / "all")).all("a")]
-    files = [tmp_path / "all" / unquote(link) for link in links if link.startswith("./")]
+    files = [
+        tmp_path / "all" / unquote(urlsplit(link).path) for link in links if link.startswith("./")
+    ]
     assert [file.name for file in files] == ["results.csv", "results.jsonl", "predictions.parquet"]
     assert all(file.is_file() for file in files)
 
