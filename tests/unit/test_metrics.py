@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import sklearn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
@@ -91,6 +93,13 @@ def sensitivity(labels, scores, specificity, weights=None) -> float:
     return true[1 - false >= specificity - 1e-9].max()
 
 
+@pytest.fixture
+def quick_scikit_learn():
+    """Without the checks of its inputs, which take most of its time on a few images."""
+    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
+        yield
+
+
 def known_cases(count: int, seed: int, classes: int | None):
     """Labels with nulls and predictions with ties: few or many levels, rare or common."""
     rng = np.random.default_rng(seed)
@@ -105,6 +114,7 @@ def known_cases(count: int, seed: int, classes: int | None):
         yield known, predictions
 
 
+@pytest.mark.usefixtures("quick_scikit_learn")
 def test_binary_metrics_are_scikit_learns_in_1000_cases():
     compared = 0
     for known, scores in known_cases(1000, 1, classes=2):
@@ -127,6 +137,7 @@ def test_binary_metrics_are_scikit_learns_in_1000_cases():
     assert compared > 800
 
 
+@pytest.mark.usefixtures("quick_scikit_learn")
 def test_real_metrics_are_scikit_learns_and_scipys_in_1000_cases():
     compared = 0
     for known, predictions in known_cases(1000, 2, classes=None):

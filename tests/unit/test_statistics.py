@@ -147,7 +147,7 @@ def coverage(by_patient: bool, studies: int = 200) -> float:
         shared, own = rng.normal(size=60).repeat(4), rng.normal(size=240)
         scores = labels + np.sqrt(0.9) * shared + np.sqrt(0.1) * own
         patients = np.arange(60).repeat(4) if by_patient else np.arange(240)
-        resamples = PatientResamples(patients.astype(str), count=200, seed=study)
+        resamples = PatientResamples(patients.astype(str), count=100, seed=study)
         bounds = interval(resample(binary_resampled, labels, scores, resamples)["auroc"])
         held += bounds.low <= truth <= bounds.high
     return held / studies
