@@ -12,6 +12,7 @@ from selfray.summary.number_cells import (
     series_mark,
     table,
 )
+from selfray.summary.segmentation_pictures import segmentation_pictures
 from selfray.summary.verdict import readable_names
 
 _METRICS = {"dice": 3, "iou": 3, "hd95": 2, "asd": 2}
@@ -43,7 +44,11 @@ def segmentation_section(evaluation: Evaluation, note: str) -> str:
     if not lines:
         return ""
     names = readable_names(evaluation.encoders)
-    return "<h3>Segmentation</h3>" + _tables(lines, names, note)
+    return (
+        "<h3>Segmentation</h3>"
+        + _tables(lines, names, note)
+        + segmentation_pictures(evaluation, _ranked(lines), note)
+    )
 
 
 def _tables(lines: list[Line], names: dict[str, str], note: str) -> str:
@@ -113,3 +118,14 @@ def _images(lines: list[Line]) -> str:
         return '<td data-value=""></td>'
     text = f"{counts[0]:,}" + (f" to {counts[-1]:,}" if counts[1:] else "")
     return f'<td data-value="{counts[0]}">{text}</td>'
+
+
+def _ranked(lines: list[Line]) -> list[_Column]:
+    """By mean Dice, the highest first."""
+    means = [
+        line
+        for line in lines
+        if (line["target"], line["metric"]) == (_MEAN, "dice") and line["value"] is not None
+    ]
+    means.sort(key=lambda line: -line["value"])
+    return [(line["encoder"], str(line.get("probe", "linear"))) for line in means]

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from summary_directories import Page, result, write_evaluation
 
+from selfray.data.dataset import (
+    DatasetInfo,
+    DatasetWriter,
+    RadiographDataset,
+    encode_bits,
+    encode_png,
+)
 from selfray.summary import write_summary
 from selfray.summary.curve_charts import Course, share_chart
 from selfray.summary.efficiency_section import efficiency_section
 from selfray.summary.inputs import Evaluation, read_evaluation
+from selfray.summary.segmentation_overlay import segmentation_overlay
 from selfray.summary.segmentation_section import segmentation_section
 from selfray.summary.sites_section import sites_section
 from selfray.summary.subgroups_section import subgroups_section
@@ -326,6 +338,94 @@ def test_segmentation_has_labels_by_encoder_and_decoder_with_the_best_marked(
         ["nodule", "812", "no image has it", "not recorded"],
     ]  # fmt: skip
     assert re.findall("<b>([0-9.]+)</b>", html) == ["0.900"]
+
+
+def write_label_maps(out: Path, data: RadiographDataset, masks: dict[int, np.ndarray]) -> None:
+    """What `judge_segmentation` leaves of the encoder `run` and its linear decoder."""
+    (out / "tokens").mkdir(parents=True)
+    manifest = dict.fromkeys(("weights_sha256", "preprocessing", "precision", "arrays", "dataset"))
+    manifest |= {"format": "selfray-features", "encoder": "run"}
+    (out / "tokens/manifest.json").write_text(json.dumps(manifest))
+    maps = out / "label_maps/linear-0"
+    maps.mkdir(parents=True)
+    for row, mask in masks.items():
+        (maps / f"row-{row:07d}.png").write_bytes(encode_bits(mask))
+    described = json.dumps({"labels": list(data.mask_labels), "fingerprint": data.fingerprint})
+    table = pa.table({"image_id": ["secret"]}).replace_schema_metadata({"selfray": described})
+    pq.write_table(table, out / "linear-0.parquet")
+
+
+def write_masked(out: Path) -> RadiographDataset:
+    """Five test images with two masks each."""
+    info = DatasetInfo("tiny", "test", "MIT", True, (), ("left_lung", "$x^{"), "noise")
+    writer, noise = DatasetWriter(out, info), np.random.default_rng(0)
+    for number in range(5):
+        image = encode_png(noise.integers(0, 256, (60, 70), dtype=np.uint8))
+        masks = np.zeros((2, 60, 70), bool)
+        masks[:, 10 : 20 + number, 30:50] = True
+        writer.add(
+            {"image": image, "image_id": f"secret-{number}", "patient_id": f"secret-{number}",
+             "study_id": f"secret-{number}", "split": "test", "view": "PA",
+             "mask": encode_bits(masks)}
+        )  # fmt: skip
+    writer.finish()
+    return RadiographDataset(out)
+
+
+def with_label_maps(tmp_path: Path, masks: dict[int, np.ndarray]) -> Evaluation:
+    data = write_masked(tmp_path / "data")
+    lines = [
+        segmented("other", "macro", "dice", 0.9),
+        segmented("run", "macro", "dice", 0.8),
+        segmented("run", "macro", "dice", 0.85, probe="vitdet"),
+    ]
+    out = write_evaluation(tmp_path / "e", lines, data=data.directory, fingerprint=data.fingerprint)
+    write_label_maps(out / "segmentation/run-1", data, masks)
+    return read_evaluation(out)
+
+
+def test_label_maps_that_are_kept_are_drawn_at_most_three(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+
+    def overlay(pixels, truth, prediction, labels) -> bytes:
+        drawn.append((truth, prediction))
+        return segmentation_overlay(pixels, truth, prediction, labels)
+
+    monkeypatch.setattr("selfray.summary.segmentation_pictures.segmentation_overlay", overlay)
+    masks = {row: np.zeros((2, 60, 70), bool) for row in range(5)}
+    for row, mask in masks.items():
+        mask[1, :, row : row + 9] = True
+    evaluation = with_label_maps(tmp_path, masks)
+    html = segmentation_section(evaluation, NOTE)
+    page = Page(html)
+    assert not page.unbalanced and not page.open
+    images = page.all("img")
+    assert len(images) == len(drawn) == 3
+    assert all(str(image["src"]).startswith("data:image/jpeg;base64,") for image in images)
+    assert all("left lung, $x^{" in str(image["alt"]) for image in images)
+    assert "Label maps by run, linear," in page.words and "secret" not in html
+    data = RadiographDataset(tmp_path / "data")
+    for row, (truth, prediction) in enumerate(drawn):
+        np.testing.assert_array_equal(truth, data.masks(row))
+        np.testing.assert_array_equal(prediction, masks[row])
+
+
+@pytest.mark.parametrize("shape", [(2, 60, 71), (2, 6, 7)])
+def test_a_label_map_of_another_size_than_its_image_is_told(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    evaluation = with_label_maps(tmp_path, {0: np.zeros(shape, bool)})
+    html = segmentation_section(evaluation, NOTE)
+    assert "not of its image's size" in Page(html).words and "<img" not in html
+
+
+def test_label_maps_of_data_that_is_gone_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    evaluation = with_label_maps(tmp_path, {0: np.zeros((2, 60, 70), bool)})
+    shutil.rmtree(tmp_path / "data")
+    html = segmentation_section(evaluation, NOTE)
+    assert "Label maps are not drawn:" in html and "0.800" in html and "<img" not in html
 
 
 def everything(encoder: str, label: str) -> list[dict]:
