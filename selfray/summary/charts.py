@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANEL = 176  # CSS pixels: small multiples
-_WIDTH = 340  # CSS pixels: a phone shows a chart in full size, a screen three side by side
+WIDTH = 340  # CSS pixels: a phone shows a chart in full size, a screen three side by side
 SERIES = 8
 """Series that have a colour and a marker of their own; further ones begin again."""
 
 # matplotlib writes these into the SVG, and the page's style sheet says what they look like.
-_INK, _MUTED, _GRID = "#00aa01", "#00aa02", "#00aa03"
-_COLOURS = [f"#00aa1{i}" for i in range(SERIES)]
-_VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "rule"} | {
-    colour: f"series-{i}" for i, colour in enumerate(_COLOURS)
+_INK, MUTED, GRID = "#00aa01", "#00aa02", "#00aa03"
+COLOURS = [f"#00aa1{i}" for i in range(SERIES)]
+_VARIABLES = {_INK: "ink", MUTED: "muted", GRID: "rule"} | {
+    colour: f"series-{i}" for i, colour in enumerate(COLOURS)
 }
-_MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*"
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -41,17 +41,17 @@ _STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _MUTED,
+    "axes.edgecolor": MUTED,
     "axes.linewidth": 0.6,
-    "axes.labelcolor": _MUTED,
+    "axes.labelcolor": MUTED,
     "axes.labelsize": 11,
     "axes.titlecolor": _INK,
     "axes.titlesize": 12,
     "axes.titlelocation": "left",
     "axes.unicode_minus": True,
     "text.color": _INK,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
     "xtick.labelsize": 10,
     "ytick.labelsize": 10,
     "xtick.major.size": 3,
@@ -111,11 +111,11 @@ def interval_chart(
     """
     height = 74 + 34 * len(bars)
     low, high = limits or span(bars, *([] if zero is None else [zero]))
-    with _figure(_WIDTH, height) as (figure, axes):
+    with chart_figure(WIDTH, height) as (figure, axes):
         figure.subplots_adjust(left=0.02, right=0.98, bottom=46 / height, top=1 - 28 / height)
         axes.set_title(title, pad=8, x=0)
         if zero is not None:
-            axes.axvline(zero, color=_MUTED, linewidth=0.8, dashes=(3, 2))
+            axes.axvline(zero, color=MUTED, linewidth=0.8, dashes=(3, 2))
         for y, bar in enumerate(bars):
             _draw_bar(axes, y, bar)
         room = (high - low or 0.1) * 0.06
@@ -125,12 +125,12 @@ def interval_chart(
         axes.spines["left"].set_visible(False)
         axes.locator_params(axis="x", nbins=10 if whole_numbers else 5, integer=whole_numbers)
         axes.tick_params(length=0)
-        axes.grid(axis="x", color=_GRID, linewidth=0.6)
+        axes.grid(axis="x", color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.set_xlabel(axis)
         told = "; ".join(f"{b.label}: {b.told}" for b in bars)
         dashed = "" if zero is None else f" Dashed line: {zero_label}."
-        return _svg(figure, f"{title}. {axis}. {told}.{dashed}", _WIDTH)
+        return chart_svg(figure, f"{title}. {axis}. {told}.{dashed}", WIDTH)
 
 
 def span(bars: Sequence[Bar], *others: float) -> tuple[float, float]:
@@ -140,7 +140,7 @@ def span(bars: Sequence[Bar], *others: float) -> tuple[float, float]:
 
 
 def _draw_bar(axes: Axes, y: float, bar: Bar) -> None:
-    colour, marker = _COLOURS[bar.series % SERIES], _MARKERS[bar.series % SERIES]
+    colour, marker = COLOURS[bar.series % SERIES], MARKERS[bar.series % SERIES]
     if bar.low is not None and bar.high is not None:
         axes.plot([bar.low, bar.high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
     axes.plot(
@@ -175,13 +175,13 @@ def scatter_chart(
         limits: Ends of both axes.
         told: The correlation in words, for readers that do not see the chart.
     """
-    with _figure(_PANEL, _PANEL) as (figure, axes):
+    with chart_figure(_PANEL, _PANEL) as (figure, axes):
         _square(figure, axes, title, limits)
         axes.set_xlabel(f"true {axis}")
         axes.set_ylabel(f"predicted {axis}")
         x, y = np.clip(truth, *limits), np.clip(predicted, *limits)
-        _dots(axes, x, y, _COLOURS[series % SERIES], size=2.6, opacity=0.45)
-        return _svg(figure, f"{title}: predicted {axis} against true. {told}", _PANEL)
+        _dots(axes, x, y, COLOURS[series % SERIES], size=2.6, opacity=0.45)
+        return chart_svg(figure, f"{title}: predicted {axis} against true. {told}", _PANEL)
 
 
 def reliability_chart(
@@ -195,19 +195,19 @@ def reliability_chart(
         title: Above the chart.
     """
     ends = [float(values.max()) for _, _, *both in curves for values in both]
-    with _figure(_PANEL, _PANEL) as (figure, axes):
+    with chart_figure(_PANEL, _PANEL) as (figure, axes):
         _square(figure, axes, title, (0.0, min(1.0, 1.08 * max(ends, default=1.0) or 1.0)))
         axes.set_xlabel("predicted")
         axes.set_ylabel("found")
         for series, _, predicted, found in curves:
-            colour = _COLOURS[series % SERIES]
+            colour = COLOURS[series % SERIES]
             axes.plot(predicted, found, color=colour, linewidth=1.1)
             _dots(axes, predicted, found, colour, size=4.5)
         told = "; ".join(
             f"{label}: at most {np.abs(found - predicted).max():.2f} off"
             for _, label, predicted, found in curves
         )
-        return _svg(figure, f"{title}: share of positives at a predicted probability. {told}.",
+        return chart_svg(figure, f"{title}: share of positives at a predicted probability. {told}.",
                     _PANEL)  # fmt: skip
 
 
@@ -219,10 +219,10 @@ def _square(figure: Figure, axes: Axes, title: str, limits: tuple[float, float])
     axes.set_title(title, pad=5, fontsize=10.5)
     axes.xaxis.label.set_fontsize(10)
     axes.yaxis.label.set_fontsize(10)
-    axes.plot(limits, limits, color=_MUTED, linewidth=0.8, dashes=(3, 2))
+    axes.plot(limits, limits, color=MUTED, linewidth=0.8, dashes=(3, 2))
     axes.set_xlim(*limits)
     axes.set_ylim(*limits)
-    axes.grid(color=_GRID, linewidth=0.5)
+    axes.grid(color=GRID, linewidth=0.5)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelsize=9)
     for one in (axes.xaxis, axes.yaxis):
@@ -264,11 +264,11 @@ def curve_chart(
         axis: Name of the vertical axis, with its unit.
         logarithmic: Vertical axis; used when all values are positive.
     """
-    with _figure(_WIDTH, 230) as (figure, axes):
+    with chart_figure(WIDTH, 230) as (figure, axes):
         figure.subplots_adjust(left=0.19, right=0.96, bottom=0.21, top=0.87)
         for k, (label, curve) in enumerate(curves):
             alone = "o" if len(curve) == 1 else ""
-            colour = _COLOURS[k % SERIES]
+            colour = COLOURS[k % SERIES]
             if curve.thinned:
                 band = (curve.least, curve.greatest)
                 axes.fill_between(curve.steps, *band, color=colour, alpha=0.22, linewidth=0)
@@ -283,7 +283,7 @@ def curve_chart(
             f"{_short(curve.means[-1])} at step {curve.steps[-1]:.0f}"
             for label, curve in curves
         )
-        return _svg(figure, f"{title} over the steps. {told}.", _WIDTH)
+        return chart_svg(figure, f"{title} over the steps. {told}.", WIDTH)
 
 
 def probe_chart(
@@ -303,13 +303,13 @@ def probe_chart(
         start: The value before the first step, drawn as a level line.
         best: Step and value of the best probe, marked.
     """
-    with _figure(_WIDTH, 230) as (figure, axes):
+    with chart_figure(WIDTH, 230) as (figure, axes):
         figure.subplots_adjust(left=0.19, right=0.96, bottom=0.21, top=0.87)
         if start is not None:
-            axes.axhline(start, color=_MUTED, linewidth=0.9, dashes=(3, 2), label="start")
+            axes.axhline(start, color=MUTED, linewidth=0.9, dashes=(3, 2), label="start")
         for k, (label, steps, values) in enumerate(lines):
             axes.plot(
-                steps, values, color=_COLOURS[k], marker=_MARKERS[k], markersize=3.5,
+                steps, values, color=COLOURS[k], marker=MARKERS[k], markersize=3.5,
                 linewidth=1.4, markeredgewidth=0, label=label,
             )  # fmt: skip
         told = [f"{label}: {_short(v[0])} to {_short(v[-1])}" for label, _, v in lines]
@@ -322,7 +322,7 @@ def probe_chart(
         if start is not None:
             told.append(f"start {_short(start)}")
         _finish_curves(axes, title, axis, legend=True)
-        return _svg(figure, f"{title} over the steps. {'; '.join(told)}.", _WIDTH)
+        return chart_svg(figure, f"{title} over the steps. {'; '.join(told)}.", WIDTH)
 
 
 def _finish_curves(axes: Axes, title: str, axis: str, *, legend: bool) -> None:
@@ -331,7 +331,7 @@ def _finish_curves(axes: Axes, title: str, axis: str, *, legend: bool) -> None:
     axes.set_title(title, pad=8)
     axes.set_xlabel("step")
     axes.set_ylabel(axis)
-    axes.grid(axis="y", color=_GRID, linewidth=0.6)
+    axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if axes.get_yscale() == "log":
@@ -348,7 +348,7 @@ def _finish_curves(axes: Axes, title: str, axis: str, *, legend: bool) -> None:
 
 
 @contextmanager
-def _figure(width: int, height: int) -> Iterator[tuple[Figure, Axes]]:
+def chart_figure(width: int, height: int) -> Iterator[tuple[Figure, Axes]]:
     """A figure of that many CSS pixels."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -362,7 +362,7 @@ def _figure(width: int, height: int) -> Iterator[tuple[Figure, Axes]]:
         yield figure, axes
 
 
-def _svg(figure: Figure, told: str, width: int) -> str:
+def chart_svg(figure: Figure, told: str, width: int) -> str:
     """The figure as SVG for the middle of a page.
 
     Prolog, metadata and namespaces go: they name addresses, and HTML needs none of them. So do

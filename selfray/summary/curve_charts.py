@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from selfray.summary.charts import (
-    _COLOURS,
-    _GRID,
-    _MARKERS,
-    _MUTED,
-    _WIDTH,
+    COLOURS,
+    GRID,
+    MARKERS,
+    MUTED,
     SERIES,
-    _figure,
-    _svg,
+    WIDTH,
+    chart_figure,
+    chart_svg,
 )
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def share_chart(courses: Sequence[Course], *, title: str, axis: str, zero: float
         axis: Name of the vertical axis.
         zero: Value of what knows nothing: a dashed line, where the axis reaches that far.
     """
-    with _figure(_WIDTH, 250) as (figure, axes):
+    with chart_figure(WIDTH, 250) as (figure, axes):
         figure.subplots_adjust(left=0.17, right=0.96, bottom=0.19, top=0.88)
         axes.set_xscale("log")
         for course in courses:
@@ -66,12 +66,12 @@ def share_chart(courses: Sequence[Course], *, title: str, axis: str, zero: float
         ends = [v for v in drawn if v is not None]
         low, high = min(ends), max(ends)
         room = (high - low or 0.1) * 0.06
-        axes.axhline(zero, color=_MUTED, linewidth=0.8, dashes=(3, 2))
+        axes.axhline(zero, color=MUTED, linewidth=0.8, dashes=(3, 2))
         axes.set_ylim(low - room, high + room)
         axes.set_title(title, pad=8)
         axes.set_ylabel(axis)
         axes.set_xlabel("training patients, %, logarithmic")
-        axes.grid(axis="y", color=_GRID, linewidth=0.6)
+        axes.grid(axis="y", color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         _label_shares(axes, sorted({share for course in courses for share in course.shares}))
         told = "; ".join(
@@ -79,18 +79,20 @@ def share_chart(courses: Sequence[Course], *, title: str, axis: str, zero: float
             + ", ".join(f"{t} at {s:g} %" for s, t in zip(course.shares, course.told, strict=True))
             for course in courses
         )
-        return _svg(figure, f"{title}, {axis}, by share of the training patients. {told}.", _WIDTH)
+        return chart_svg(
+            figure, f"{title}, {axis}, by share of the training patients. {told}.", WIDTH
+        )
 
 
 def _draw(axes: Axes, course: Course) -> None:
-    colour = _COLOURS[course.series % SERIES]
+    colour = COLOURS[course.series % SERIES]
     low = [math.nan if v is None else v for v in course.low]
     high = [math.nan if v is None else v for v in course.high]
     band = axes.fill_between(course.shares, low, high, color=colour, alpha=0.14, linewidth=0)
     band.set_gid("band_1")  # names of this kind are taken out: on a page, they would come twice
     axes.plot(
         course.shares, course.values, color=colour, linewidth=1.6, markersize=5.5,
-        marker=_MARKERS[course.series % SERIES], markeredgewidth=0,
+        marker=MARKERS[course.series % SERIES], markeredgewidth=0,
     )  # fmt: skip
 
 
