@@ -59,7 +59,9 @@ SHOWN = 6
 """Test images whose label maps are kept."""
 
 STEPS = {"linear": 300, "vitdet": 300, "upernet": 300}
-"""Of training."""
+"""Of training. With two labels a ViTDet decoder was best there, of 500 on the phantom; with all
+labels every decoder was still rising, but a demo has no more time (docs/experiments.md).
+"""
 
 _MOST_LABELS = 16  # that fit into a bit field
 _SPLITS = ("train", "validate", "test")
