@@ -18,7 +18,8 @@ import sklearn
 from sklearn.metrics import average_precision_score, roc_auc_score
 from threadpoolctl import threadpool_limits
 
-from selfray.evals.statistics import PatientResamples, binary_resampled, resample
+from selfray.evals.bootstrap import PatientResamples, resample
+from selfray.evals.metrics import binary_resampled
 
 IMAGES, PATIENTS, LOOPED, REPEATS = 2000, 1200, 100, 3
 

@@ -108,11 +108,19 @@ class _Pool(ProcessPoolExecutor):
         self.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_with_parent(parent: int) -> None:
-    """End this process when its parent was killed, even while it waits to hand something over."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+def leave_with_parent(parent: int) -> None:
+    """From now on, end this process when its parent was killed, whatever it waits for.
+
+    Args:
+        parent: Process number.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _prepare_worker(parent: int) -> None:
@@ -120,7 +128,7 @@ def _prepare_worker(parent: int) -> None:
 
     import cv2
 
-    threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
+    leave_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent acts
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)

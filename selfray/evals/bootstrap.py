@@ -207,7 +207,8 @@ def bca_interval(
     tail = np.sqrt(evidence / (evidence - 1)) * student.ppf((1 + level) / 2, evidence - 1)
     tails = np.array([-tail, tail])
     below = ((defined < point).mean() + (defined <= point).mean()) / 2 if len(defined) else np.nan
-    influence = np.nanmean(left_out) - left_out[~np.isnan(left_out)]
+    known = left_out[~np.isnan(left_out)]
+    influence = known.mean() - known if len(known) else known
     cubes, squares = (influence**3).sum(), (influence**2).sum()
     acceleration = cubes / (6 * squares**1.5) if squares > 0 else 0.0
     if not 0 < below < 1:  # no resample on one side: the correction would be infinite

@@ -11,59 +11,9 @@ import numpy as np
 SPECIFICITIES = (90, 80)  # percent
 BINS = 10  # of the reliability curve
 
-BINARY_METRICS = ("auroc", "auprc")
-REAL_METRICS = ("r2", "mae", "pearson")
-
-
-def binary_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Area under the ROC curve, and average precision (whose floor is the prevalence).
-
-    Args:
-        labels: [N]: 1, 0, or NaN where it is not known.
-        scores: [N], higher means more likely 1; probabilities or logits.
-
-    Returns:
-        `auroc`, `auprc` (0 to 1); NaN both where one class only is known.
-    """
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
-    known = ~np.isnan(labels)
-    y, s = labels[known], scores[known]
-    if len(np.unique(y)) < 2:
-        return dict.fromkeys(BINARY_METRICS, np.nan)
-    return {
-        "auroc": float(roc_auc_score(y, s)),
-        "auprc": float(average_precision_score(y, s)),
-    }
-
-
-def real_metrics(targets: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """Coefficient of determination, mean absolute error, and Pearson's correlation.
-
-    Args:
-        targets: [N], NaN where it is not known.
-        predictions: [N], in the target's unit.
-
-    Returns:
-        `r2`, `mae` (the target's unit), `pearson`; NaN all where fewer than two different values
-        are known, `pearson` also where the predictions are all the same.
-    """
-    from sklearn.metrics import mean_absolute_error, r2_score
-
-    known = ~np.isnan(targets)
-    y, p = targets[known], predictions[known]
-    if len(np.unique(y)) < 2:
-        return dict.fromkeys(REAL_METRICS, np.nan)
-    varies = len(np.unique(p)) > 1
-    return {
-        "r2": float(r2_score(y, p)),
-        "mae": float(mean_absolute_error(y, p)),
-        "pearson": float(np.corrcoef(y, p)[0, 1]) if varies else np.nan,
-    }
-
 
 def auroc_by_column(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of each column; faster than `binary_metrics` for many columns.
+    """Area under the ROC curve of each column.
 
     Args:
         labels: [N, T]: 1, 0, or NaN where it is not known.

@@ -37,6 +37,7 @@ class Subgroup:
         interval: Of `value`.
         minus_rest: The metric less that of all other images whose group is known.
         minus_rest_interval: Of `minus_rest`; not defined where the others are too few.
+        estimate: Of `value`, for means over findings; None where there are too few.
     """
 
     group: str
@@ -48,6 +49,7 @@ class Subgroup:
     interval: Interval
     minus_rest: float
     minus_rest_interval: Interval
+    estimate: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def subgroup_results(
                 interval=undefined if too_few else value.interval(),
                 minus_rest=np.nan if alone else rest.point,
                 minus_rest_interval=undefined if alone else rest.interval(),
+                estimate=None if too_few else value,
             )
         )
         of_group += [] if too_few else [value]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from selfray.evals.bootstrap import Estimate
+from selfray.evals.bootstrap import Estimate, Interval, mean_estimate
 from selfray.evals.metrics import binary_resampled, real_resampled
 from selfray.evals.paired_tests import (
     PatientSwaps,
@@ -23,7 +23,7 @@ from selfray.evals.paired_tests import (
     permutation_test,
 )
 from selfray.evals.ranking import rank_encoders
-from selfray.evals.subgroups import Subgroup, subgroup_results
+from selfray.evals.subgroups import Subgroup, Subgroups, gap, subgroup_results
 from selfray.evaluate.held_out import ALL_TRAINING, SITE, HeldOut, Judged
 from selfray.evaluate.measure import (
     LOWER_IS_BETTER,
@@ -39,6 +39,8 @@ from selfray.progress import progress_bar
 COMPARED = ("auroc", "auprc", "r2", "mae")
 """Metrics that get paired differences."""
 _RANKED = ("auroc", "r2")
+# Its resamples are all biased upward: of a calibrated probe, no interval of 1,000 held the truth.
+_WITHOUT_INTERVAL = frozenset({"ece"})
 _COMMON = ("encoder", "task", "target", "n", "n_patients", "split", "seed", "features", "probe")
 
 Line = dict[str, Any]
@@ -160,21 +162,24 @@ def _rank(lines: list[Line], measured: dict[str, Measures]) -> list[Line]:
 class _LineWriter:
     def __init__(self, held_out: HeldOut, seed: int) -> None:
         self._held_out, self._seed = held_out, seed
-        self._numbers = {t.name for t in held_out.targets if t.kind == "number"}
+        self._number_names = {t.name for t in held_out.targets if t.kind == "number"}
 
     def lines(self, judged: Judged, measured: Measures) -> Iterator[Line]:
         """One line a metric of a series, and one a target that has none."""
         seeds = by_series(judged)
         for (series, metric), one in measured.items():
-            line = self._line(judged, series, metric) | _values(one)
+            line = self._line(judged, series, metric)
+            line |= _values(one, bounded=metric not in _WITHOUT_INTERVAL)
             if len(seeds.get(series, ())) > 1:
                 line["probe_seeds"] = len(seeds[series])
             if math.isnan(one.point):
-                lacking = "a second value" if series.target in self._numbers else "both classes"
+                lacking = (
+                    "a second value" if series.target in self._number_names else "both classes"
+                )
                 line["reason"] = f"the test split lacks {lacking}"
             yield line
         for fit, reason in judged.undefined.items():
-            metric = "r2" if fit.target in self._numbers else "auroc"
+            metric = self._main_metric(fit.target)
             yield self._line(judged, Series(*fit[:3]), metric) | {"reason": reason}
 
     def differences(
@@ -203,28 +208,69 @@ class _LineWriter:
 
         Of probes that were fitted on one site, the sites they are used on are the subgroups.
         """
+        found: dict[tuple[Series, str], Subgroups] = {}
         for series, predictions in by_series(judged).items():
             on_site = series.trained_on.startswith(SITE)
             if series.probe != "linear" or not (on_site or series.trained_on == ALL_TRAINING):
                 continue
-            metrics = ruler.metrics(series.target)[0]
-            metric = "r2" if series.target in self._numbers else "auroc"
-            known = self._held_out.known(series.target)
-            itself = {series.target, self._held_out.target(series.target).family}
-            itself |= {"age"} if series.target == "age_years" else set()
+            target = self._held_out.target(series.target)
+            itself = {target.name, target.family, "age" if target.name == "age_years" else ""}
             attributes = [a for a in self._held_out.groups if a not in itself]
             for attribute in ["site"] if on_site else attributes:
-                groups = self._held_out.groups[attribute]
-                found = subgroup_results(
-                    metrics, metric, known, predictions[0], groups, ruler.resamples, ruler.left_out
+                found[series, attribute] = subgroup_results(
+                    ruler.metrics(target.name)[0],
+                    self._main_metric(target.name),
+                    self._held_out.known(target.name),
+                    predictions[0],
+                    self._held_out.groups[attribute],
+                    ruler.resamples,
+                    ruler.left_out,
                 )
-                for group in found.groups:
-                    line = self._line(judged, series, metric, groups == group.group)
-                    yield line | {"grouped_by": attribute, "subgroup": group.group} | _of(group)
-                if not (on_site or math.isnan(found.gap)):
-                    ends = {"ci_low": found.gap_interval.low, "ci_high": found.gap_interval.high}
-                    line = self._line(judged, series, f"{metric}_gap")
-                    yield line | {"grouped_by": attribute, "value": found.gap} | ends
+        for (series, attribute), of in found.items():
+            yield from self._group_lines(judged, series, attribute, of)
+        yield from self._group_means(judged, found)
+
+    def _group_lines(
+        self, judged: Judged, series: Series, attribute: str, found: Subgroups
+    ) -> Iterator[Line]:
+        metric = self._main_metric(series.target)
+        for group in found.groups:
+            images = self._held_out.groups[attribute] == group.group
+            line = self._line(judged, series, metric, images)
+            yield line | {"grouped_by": attribute, "subgroup": group.group} | _of(group)
+        if series.trained_on == ALL_TRAINING and not math.isnan(found.gap):
+            line = self._line(judged, series, f"{metric}_gap") | {"grouped_by": attribute}
+            yield line | _numbers(found.gap, found.gap_interval)
+
+    def _group_means(
+        self, judged: Judged, found: dict[tuple[Series, str], Subgroups]
+    ) -> Iterator[Line]:
+        """Means over those targets of a family that have enough patients in every group."""
+        members: dict[tuple[Series, str], list[Subgroups]] = {}
+        for (series, attribute), of in found.items():
+            family = self._held_out.target(series.target).family
+            if family and all(group.estimate for group in of.groups):
+                key = (series._replace(target=family), attribute)
+                members.setdefault(key, []).append(of)
+        for (series, attribute), subgroups in members.items():
+            of_group: dict[str, list[Estimate]] = {}
+            for of in subgroups:
+                for group in of.groups:
+                    if group.estimate is not None:
+                        of_group.setdefault(group.group, []).append(group.estimate)
+            means = {name: mean_estimate(parts) for name, parts in of_group.items()}
+            for name, mean in means.items():
+                images = self._held_out.groups[attribute] == name
+                line = self._line(judged, series, "auroc", images)
+                line |= {"grouped_by": attribute, "subgroup": name, "targets": len(subgroups)}
+                yield line | _values(mean)
+            apart, bounds = gap(list(means.values()))
+            if series.trained_on == ALL_TRAINING and not math.isnan(apart):
+                line = self._line(judged, series, "auroc_gap") | {"grouped_by": attribute}
+                yield line | {"targets": len(subgroups)} | _numbers(apart, bounds)
+
+    def _main_metric(self, target: str) -> str:
+        return "r2" if target in self._number_names else "auroc"
 
     def _line(
         self, judged: Judged, series: Series, metric: str, images: np.ndarray | None = None
@@ -259,17 +305,20 @@ class _LineWriter:
         return line
 
 
-def _values(estimate: Estimate) -> Line:
-    bounds = interval_of(estimate)
-    numbers = {"value": estimate.point, "ci_low": bounds.low, "ci_high": bounds.high}
-    line: Line = {name: None if math.isnan(v) else v for name, v in numbers.items()}
+def _values(estimate: Estimate, *, bounded: bool = True) -> Line:
+    bounds = interval_of(estimate) if bounded else Interval(math.nan, math.nan, 0)
+    line = _numbers(estimate.point, bounds)
     return line | ({"resamples_left_out": bounds.left_out} if bounds.left_out else {})
+
+
+def _numbers(value: float, bounds: Interval) -> Line:
+    numbers = {"value": value, "ci_low": bounds.low, "ci_high": bounds.high}
+    return {name: None if math.isnan(number) else number for name, number in numbers.items()}
 
 
 def _of(group: Subgroup) -> Line:
     if not group.too_few and not math.isnan(group.value):
-        bounds = group.interval
-        return {"value": group.value, "ci_low": bounds.low, "ci_high": bounds.high}
+        return _numbers(group.value, group.interval)
     if group.positives is None:
         return {"reason": f"too few: {group.n_patients} patients"}
     return {"reason": f"too few: {group.positives} with, {group.n - group.positives} without"}

@@ -50,7 +50,7 @@ def score_segmentation(
     lines = []
     for encoder, found in measured.items():
         for key, estimate in found.items():
-            line = scorer.line(encoder, key, estimate, units[encoder])
+            line = scorer.line(encoder, key, estimate, units[encoder], values[encoder])
             lines.append(
                 line | ({"probe_seeds": n} if (n := scorer.seeds(values[encoder])) > 1 else {})
             )
@@ -135,9 +135,13 @@ class _Scorer:
         point = float(scores[rows].mean())
         return Estimate(point, means(self._resamples), means(self._left_out), evidence)
 
-    def line(self, encoder: str, key: _Key, estimate: Estimate, unit: str) -> Line:
-        """The fields of a line."""
+    def line(self, encoder: str, key: _Key, estimate: Estimate, unit: str, values: _Values) -> Line:
+        """The fields of a line; `n` counts images for which the metric is defined."""
         decoder, label, metric = key
+        known = np.zeros(len(self._patients), bool)
+        for (of_decoder, of_label, of_metric, _), scores in values.items():
+            if (of_decoder, of_metric) == (decoder, metric) and label in (of_label, MEAN):
+                known |= ~np.isnan(scores)
         bounds = interval_of(estimate)
         line: Line = {
             "encoder": encoder,
@@ -147,8 +151,8 @@ class _Scorer:
             "value": _or_none(estimate.point),
             "ci_low": _or_none(bounds.low),
             "ci_high": _or_none(bounds.high),
-            "n": len(self._patients),
-            "n_patients": len(set(self._patients)),
+            "n": int(known.sum()),
+            "n_patients": len(set(self._patients[known])),
             "split": "test",
             "seed": self._seed,
             "features": "patch_tokens",
@@ -181,7 +185,7 @@ class _Scorer:
             if key not in tests or its is None or math.isnan(mine.point - its.point):
                 continue
             difference = in_favour(mine, its, key[2])
-            line = self.line(one, key, difference, units[one])
+            line = self.line(one, key, difference, units[one], values[one])
             line |= {"metric": f"{key[2]}_difference", "reference": other}
             if self.seeds(values[one]) == self.seeds(values[other]) == 1:
                 line |= {"p_value": mean_test(tests[key]).p, "test": "permutation"}

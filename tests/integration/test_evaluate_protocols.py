@@ -21,7 +21,7 @@ from selfray.features import extract_features
 SITES, VIEWS = ("A", "B"), ("PA", "AP", "LL")
 
 
-def write_dataset(out: Path, patients: int = 150) -> Path:
+def write_dataset(out: Path, patients: int = 240) -> Path:
     """One image a patient: a finding brightens it, site B is bright where site A is dark."""
     info = DatasetInfo("planted", "test", "MIT", True, ("effusion",), (), "8 bit")
     writer = DatasetWriter(out, info)
@@ -123,6 +123,17 @@ def test_subgroups_have_their_number_and_the_gap_or_say_too_few(out):
     assert any(line["value"] is None and "too few" in line["reason"] for line in by_age)
     for line in by_sex + by_age:
         assert (line["value"] is None) == ("reason" in line)
+
+
+def test_the_mean_over_findings_has_subgroups_where_every_group_has_enough_patients(out):
+    common = {"encoder": "pixels:16x16", "trained_on": None, "grouped_by": "sex"}
+    (gap,) = lines_of(out, target="macro", metric="auroc_gap", **common)
+    groups = lines_of(out, target="macro", metric="auroc", **common)
+    alone = lines_of(out, target="effusion", metric="auroc", **common)
+    assert [line["value"] for line in groups] == [line["value"] for line in alone]
+    values = [line["value"] for line in groups]
+    assert gap["value"] == pytest.approx(max(values) - min(values))
+    assert not lines_of(out, target="macro", metric="auroc", **common | {"grouped_by": "age"})
 
 
 def test_the_best_is_marked_and_ranked(out):

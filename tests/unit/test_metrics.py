@@ -21,11 +21,9 @@ from sklearn.metrics import (
 from selfray.evals.bootstrap import point
 from selfray.evals.metrics import (
     auroc_by_column,
-    binary_metrics,
     binary_resampled,
     calibration_resampled,
     r2_by_column,
-    real_metrics,
     real_resampled,
     reliability_curve,
 )
@@ -63,7 +61,7 @@ def test_null_labels_are_left_out_of_binary_metrics():
     rng = np.random.default_rng(0)
     labels, scores = rng.integers(0, 2, 60).astype(float), rng.normal(size=60)
     labels[:20] = np.nan
-    metrics = binary_metrics(labels, scores)
+    metrics = point(binary_resampled, labels, scores)
     assert metrics["auroc"] == roc_auc_score(labels[20:], scores[20:])
     assert metrics["auprc"] == average_precision_score(labels[20:], scores[20:])
 
@@ -73,7 +71,7 @@ def test_null_values_are_left_out_of_real_metrics():
     targets = rng.normal(60, 10, 50)
     predictions = targets + rng.normal(0, 5, 50)
     targets[:10] = np.nan
-    metrics = real_metrics(targets, predictions)
+    metrics = point(real_resampled, targets, predictions)
     np.testing.assert_allclose(metrics["pearson"], pearsonr(targets[10:], predictions[10:])[0])
     np.testing.assert_allclose(metrics["mae"], np.abs(targets - predictions)[10:].mean())
     np.testing.assert_allclose(metrics["r2"], r2_score(targets[10:], predictions[10:]))
@@ -81,9 +79,9 @@ def test_null_values_are_left_out_of_real_metrics():
 
 def test_one_class_constant_targets_and_constant_predictions_are_not_defined():
     ones = np.array([1.0, 1.0, np.nan])
-    assert np.isnan(list(binary_metrics(ones, np.arange(3.0)).values())).all()
-    assert np.isnan(list(real_metrics(ones, np.arange(3.0)).values())).all()
-    flat = real_metrics(np.array([1.0, 2.0, 3.0]), np.full(3, 2.0))
+    assert np.isnan(list(point(binary_resampled, ones, np.arange(3.0)).values())).all()
+    assert np.isnan(list(point(real_resampled, ones, np.arange(3.0)).values())).all()
+    flat = point(real_resampled, np.array([1.0, 2.0, 3.0]), np.full(3, 2.0))
     assert np.isnan(flat["pearson"]) and flat["r2"] == 0
 
 

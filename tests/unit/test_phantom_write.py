@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -138,3 +141,17 @@ def test_thumbnails_do_not_give_the_labels_away(tmp_path):
     assert measured["sex"] <= giveaway.SEX_LIMIT
     for name in FINDINGS:
         assert measured[name] <= giveaway.FINDING_LIMIT, name
+
+
+def test_drawing_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    words = "import sys; from selfray.cli import main; main(sys.argv[1:])"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", words, "phantom", str(tmp_path / "p"), "--patients", "9000", "--size", "32"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    partial = tmp_path / "p.partial"
+    while parent.poll() is None and not list(partial.glob("shard-*")):
+        time.sleep(0.1)
+    parent.kill()
+    # The pipe ends when the last process that has it is gone; the others look once a second.
+    assert parent.communicate(timeout=30)[0] == b""

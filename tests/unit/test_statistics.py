@@ -13,13 +13,8 @@ from sklearn.metrics import (
 )
 
 from selfray.evals import bootstrap as by_patient
-from selfray.evals.statistics import (
-    PatientResamples,
-    binary_resampled,
-    interval,
-    real_resampled,
-    resample,
-)
+from selfray.evals.bootstrap import PatientResamples, interval, resample
+from selfray.evals.metrics import binary_resampled, real_resampled
 
 
 @pytest.mark.parametrize("levels", [2, 5, 1000])

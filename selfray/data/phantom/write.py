@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 
 from selfray.data.dataset import DatasetInfo, DatasetWriter, RadiographDataset, require_empty
+from selfray.data.isolated import leave_with_parent
 from selfray.data.phantom.contact_sheet import write_contact_sheet
 from selfray.data.phantom.findings import FINDINGS
 from selfray.data.phantom.patients import patient_rows, plan_patient
@@ -87,7 +88,7 @@ def _drawn(
                 progress.update()
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, _settle_worker) as pool:
+        with ProcessPoolExecutor(workers, context, _settle_worker, (os.getpid(),)) as pool:
             waiting: deque[Future[list[dict[str, Any]]]] = deque()
             try:
                 for number in numbers:
@@ -107,8 +108,9 @@ def _settle() -> None:
     cv2.setNumThreads(1)
 
 
-def _settle_worker() -> None:
+def _settle_worker(parent: int) -> None:
     _settle()
+    leave_with_parent(parent)
     # Ctrl-C reaches the whole group; the parent alone decides how to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
