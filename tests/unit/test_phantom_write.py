@@ -146,7 +146,8 @@ def test_thumbnails_do_not_give_the_labels_away(tmp_path):
 def test_drawing_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     words = "import sys; from selfray.cli import main; main(sys.argv[1:])"
     parent = subprocess.Popen(
-        [sys.executable, "-c", words, "phantom", str(tmp_path / "p"), "--patients", "9000", "--size", "32"],
+        [sys.executable, "-c", words, "phantom", str(tmp_path / "p"),
+         "--patients", "9000", "--size", "32"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     partial = tmp_path / "p.partial"
