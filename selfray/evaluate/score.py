@@ -129,7 +129,7 @@ def _correct(lines: list[Line], held_out: HeldOut) -> None:
 
 
 def _rank(lines: list[Line], measured: dict[str, Measures]) -> list[Line]:
-    """Mark the best encoder of each series and metric, and those not told from it; rank them.
+    """Mark the best encoder of each series and metric, and those that may be it too; rank them.
 
     Returns:
         Lines with the ranks, of each target's main metric.

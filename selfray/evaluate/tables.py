@@ -114,8 +114,8 @@ def results_table(out: Path) -> str:
 def write_tables(out: Path, lines: Sequence[Line]) -> None:
     """Write `results.csv`, with every line, and `results.tex`, with the main numbers.
 
-    In the LaTeX table (package booktabs) the best of a column is bold, and what the 95 % interval
-    of the paired difference does not tell from it has a dagger.
+    In the LaTeX table (package booktabs) the best of a column and protocol is bold, and what is
+    not ruled out as the best at 95 % (`rank_encoders`) has a dagger.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -148,7 +148,7 @@ def _latex(results: _Results) -> str:
         cells = [_latex_cell(results.line(c, encoder, probe, None)) for c in columns]
         rows.append(" & ".join([_row_name(encoder, probe).translate(_LATEX), *cells]) + r" \\")
     rows += [r"\bottomrule", r"\end{tabular}"]
-    rows.append(r"% bold: best; \dag: not distinguishable from the best (95 \% paired interval)")
+    rows.append(r"% bold: best; \dag: not ruled out as the best (95 \%)")
     return "\n".join(rows) + "\n"
 
 

@@ -53,6 +53,6 @@ def best_legend(lines: Iterable[Line | None], within: str) -> str:
     if not any(line is not None and line.get("best") is True for line in lines):
         return ""
     return (
-        f" <b>Bold</b>: best {escaped(within)}; <b>†</b>: not told from the best by the 95 % "
-        "interval of their paired difference."
+        f" <b>Bold</b>: best {escaped(within)}; <b>†</b>: may be the best too; at 95 % "
+        "the paired differences of all encoders together do not rule it out."
     )

@@ -108,7 +108,7 @@ def test_the_main_table_has_a_row_an_encoder_and_protocol(page: str, judged: Pat
         assert "cls+patch_mean, 3 seeds" in row
         assert row.count("<b>") == (8 if encoder == "run" else 0)
         assert row.count("†") == (8 if encoder == "other/encoder" else 0)
-    assert "<b>Bold</b>: best" in page and "<b>†</b>: not told" in page
+    assert "<b>Bold</b>: best" in page and "<b>†</b>: may be the best too" in page
 
 
 def test_parts_of_the_data_are_no_number_of_the_main_table(judged: Path) -> None:
