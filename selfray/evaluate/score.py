@@ -23,7 +23,7 @@ from selfray.evals.paired_tests import (
     permutation_test,
 )
 from selfray.evals.ranking import rank_encoders
-from selfray.evals.subgroups import Subgroup, Subgroups, gap, subgroup_results
+from selfray.evals.subgroups import Subgroups, gap, subgroup_results
 from selfray.evaluate.held_out import ALL_TRAINING, SITE, HeldOut, Judged
 from selfray.evaluate.measure import (
     LOWER_IS_BETTER,
@@ -142,7 +142,8 @@ def _rank(lines: list[Line], measured: dict[str, Measures]) -> list[Line]:
     ranks: list[Line] = []
     for (series, metric), members in groups.items():
         found = [measured[line["encoder"]][series, metric] for line in members]
-        if len(members) < 2 or min(one.evidence for one in found) < 2:
+        few = min(one.evidence for one in found) < 2
+        if len(members) < 2 or few or metric in _WITHOUT_INTERVAL:
             continue
         zero = found[0] - found[0]
         signed = [zero - one for one in found] if metric in LOWER_IS_BETTER else found
@@ -237,7 +238,13 @@ class _LineWriter:
         for group in found.groups:
             images = self._held_out.groups[attribute] == group.group
             line = self._line(judged, series, metric, images)
-            yield line | {"grouped_by": attribute, "subgroup": group.group} | _of(group)
+            line |= {"grouped_by": attribute, "subgroup": group.group}
+            if group.estimate is None or math.isnan(group.value):
+                yield line | {
+                    "reason": f"too few patients: {self._patients(series.target, images)}"
+                }
+            else:
+                yield line | _numbers(group.value, group.interval)
         if series.trained_on == ALL_TRAINING and not math.isnan(found.gap):
             line = self._line(judged, series, f"{metric}_gap") | {"grouped_by": attribute}
             yield line | _numbers(found.gap, found.gap_interval)
@@ -268,6 +275,15 @@ class _LineWriter:
             if series.trained_on == ALL_TRAINING and not math.isnan(apart):
                 line = self._line(judged, series, "auroc_gap") | {"grouped_by": attribute}
                 yield line | {"targets": len(subgroups)} | _numbers(apart, bounds)
+
+    def _patients(self, target: str, images: np.ndarray) -> str:
+        """How many patients some images are of, by class."""
+        known = np.where(images, self._held_out.known(target), np.nan)
+        patients = self._held_out.patients
+        if target in self._number_names:
+            return str(len(set(patients[~np.isnan(known)])))
+        with_it, without = (len(set(patients[known == value])) for value in (1, 0))
+        return f"{with_it} with, {without} without"
 
     def _main_metric(self, target: str) -> str:
         return "r2" if target in self._number_names else "auroc"
@@ -314,11 +330,3 @@ def _values(estimate: Estimate, *, bounded: bool = True) -> Line:
 def _numbers(value: float, bounds: Interval) -> Line:
     numbers = {"value": value, "ci_low": bounds.low, "ci_high": bounds.high}
     return {name: None if math.isnan(number) else number for name, number in numbers.items()}
-
-
-def _of(group: Subgroup) -> Line:
-    if not group.too_few and not math.isnan(group.value):
-        return _numbers(group.value, group.interval)
-    if group.positives is None:
-        return {"reason": f"too few: {group.n_patients} patients"}
-    return {"reason": f"too few: {group.positives} with, {group.n - group.positives} without"}
