@@ -368,6 +368,19 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="of segmentation: linear, vitdet, upernet (linear)",
     )
     parser.add_argument(
+        "--labels",
+        nargs="+",
+        default=(),
+        metavar="LABEL",
+        help="masks and findings to segment (all masks)",
+    )
+    parser.add_argument(
+        "--decoder-steps",
+        type=int,
+        metavar="N",
+        help="train decoders of segmentation for so many steps (a demo's)",
+    )
+    parser.add_argument(
         "--preset",
         metavar="NAME",
         help="judge by a published protocol in place of tasks; `list` lists them",
@@ -421,7 +434,6 @@ def _evaluate_statistics_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> Iterator[str]:
     from selfray.evaluate import (
-        DEFAULT_TASKS,
         FROZEN_PROBES,
         compare,
         evaluate,
@@ -446,15 +458,17 @@ def _evaluate(arguments: argparse.Namespace) -> Iterator[str]:
             arguments.encoders,
             arguments.data,
             arguments.out,
-            tasks=arguments.tasks or DEFAULT_TASKS,
+            tasks=arguments.tasks,
             probes=arguments.probes or FROZEN_PROBES,
             decoders=arguments.decoders or ("linear",),
+            labels=arguments.labels,
+            decoder_steps=arguments.decoder_steps,
             columns=arguments.columns,
             label_efficiency=arguments.label_efficiency,
             sites=arguments.sites,
             probe_seeds=arguments.probe_seeds,
             preset=arguments.preset,
-            training_lists={name: Path(file) for name, file in arguments.training_list},
+            training_lists=[(name, Path(file)) for name, file in arguments.training_list],
             baseline=arguments.baseline,
             seed=arguments.seed,
         )

@@ -244,6 +244,9 @@ def _probe_neighbours(judged: Judged, features: Features, benchmark: Benchmark) 
     if not binary:
         return
     names = [benchmark.names[k] for k in binary]
+    broken = np.flatnonzero(~np.isfinite(features.cls).all(axis=1))
+    if len(broken):
+        raise InputError(f"features of row {broken[0]} are not finite. Extract them again.")
     train, validate = (benchmark.targets[split][:, binary] for split in ("train", "validate"))
     queries = features.cls[np.concatenate([benchmark.rows["validate"], benchmark.rows["test"]])]
     scores = knn_scores(features.cls[benchmark.rows["train"]], train, queries)

@@ -122,8 +122,12 @@ def read_training_list(path: Path) -> frozenset[str]:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as cause:
         reason = cause.strerror if isinstance(cause, OSError) else "is no text in UTF-8"
-        raise InputError(f"training list {path}: cannot be read ({reason})") from None
-    listed = frozenset(line.strip() for line in lines if line.strip())
+        raise InputError(
+            f"training list {path}: cannot be read ({reason}). Give a text file with one image a "
+            "line."
+        ) from None
+    # A column that was exported from a table may be quoted.
+    listed = frozenset(line.strip().strip("\"'") for line in lines) - {""}
     if not listed:
         raise InputError(
             f"training list {path} is empty. Give one image_id, source_file or SHA-256 a line."

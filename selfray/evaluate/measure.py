@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import binomtest
 
 from selfray.evals.bootstrap import (
+    LEVEL,
     Estimate,
     Interval,
     PatientResamples,
@@ -22,6 +24,10 @@ from selfray.evals.metrics import binary_resampled, calibration_resampled, real_
 from selfray.evaluate.held_out import HeldOut, Judged
 
 LOWER_IS_BETTER = frozenset({"mae", "brier", "ece", "hd95", "asd"})
+# Means over patients (of the rarer class) of values between 0 and 1.
+_SHARES = frozenset(
+    {"auroc", "sensitivity_at_90_specificity", "sensitivity_at_80_specificity", "dice", "iou"}
+)
 MEAN_METRICS = ("auroc", "auprc")
 """Metrics whose mean over a family of targets is taken."""
 
@@ -103,15 +109,33 @@ def by_series(judged: Judged) -> dict[Series, list[np.ndarray]]:
     return seeds
 
 
-def interval_of(estimate: Estimate) -> Interval:
+def interval_of(estimate: Estimate, metric: str) -> Interval:
     """95 %, by resampling patients; not defined where next to no patient is the evidence.
 
     One patient is the same wherever it is drawn, so that the interval would have next to no width,
-    which is not certainty.
+    which is not certainty. Nor is it where every resample is alike, as where no image is on the
+    wrong side: metrics that are means over patients of what lies between 0 and 1 then get the exact
+    interval of a share of all patients (or of none), others have none.
+
+    Args:
+        estimate: What was measured.
+        metric: Its name; a difference may be exactly 0, and then its interval is.
+
+    Reference:
+        Clopper & Pearson, Biometrika 26 (1934). For a mean of values in 0..1 that are all 1, the
+        bound for a share is the widest that can be needed.
     """
+    resampled = estimate.resampled[~np.isnan(estimate.resampled)]
+    left_out = len(estimate.resampled) - len(resampled)
     if math.isnan(estimate.point) or estimate.evidence < 2:
-        return Interval(math.nan, math.nan, int(np.isnan(estimate.resampled).sum()))
-    return estimate.interval()
+        return Interval(math.nan, math.nan, left_out)
+    if metric.endswith("_difference") or not (resampled == estimate.point).all():
+        return estimate.interval()
+    if metric not in _SHARES or estimate.point not in (0, 1):
+        return Interval(math.nan, math.nan, left_out)
+    patients = int(estimate.evidence)
+    share = binomtest(patients if estimate.point else 0, patients).proportion_ci(LEVEL)
+    return Interval(float(share.low), float(share.high), left_out)
 
 
 def in_favour(one: Estimate, other: Estimate, metric: str) -> Estimate:

@@ -170,7 +170,7 @@ class _LineWriter:
         seeds = by_series(judged)
         for (series, metric), one in measured.items():
             line = self._line(judged, series, metric)
-            line |= _values(one, bounded=metric not in _WITHOUT_INTERVAL)
+            line |= _values(one, metric)
             if len(seeds.get(series, ())) > 1:
                 line["probe_seeds"] = len(seeds[series])
             if math.isnan(one.point):
@@ -197,7 +197,7 @@ class _LineWriter:
             if its is None or not comparable or math.isnan(mine.point) or math.isnan(its.point):
                 continue
             line = self._line(one, series, f"{metric}_difference")
-            line |= _values(in_favour(mine, its, metric))
+            line |= _values(in_favour(mine, its, metric), line["metric"])
             line["reference"] = other.encoder
             p, test = p_values.get((series, metric), (math.nan, ""))
             if not math.isnan(p):
@@ -244,7 +244,7 @@ class _LineWriter:
                     "reason": f"too few patients: {self._patients(series.target, images)}"
                 }
             else:
-                yield line | _numbers(group.value, group.interval)
+                yield line | _values(group.estimate, metric)
         if series.trained_on == ALL_TRAINING and not math.isnan(found.gap):
             line = self._line(judged, series, f"{metric}_gap") | {"grouped_by": attribute}
             yield line | _numbers(found.gap, found.gap_interval)
@@ -270,7 +270,7 @@ class _LineWriter:
                 images = self._held_out.groups[attribute] == name
                 line = self._line(judged, series, "auroc", images)
                 line |= {"grouped_by": attribute, "subgroup": name, "targets": len(subgroups)}
-                yield line | _values(mean)
+                yield line | _values(mean, "auroc")
             apart, bounds = gap(list(means.values()))
             if series.trained_on == ALL_TRAINING and not math.isnan(apart):
                 line = self._line(judged, series, "auroc_gap") | {"grouped_by": attribute}
@@ -321,8 +321,10 @@ class _LineWriter:
         return line
 
 
-def _values(estimate: Estimate, *, bounded: bool = True) -> Line:
-    bounds = interval_of(estimate) if bounded else Interval(math.nan, math.nan, 0)
+def _values(estimate: Estimate, metric: str) -> Line:
+    bounds = interval_of(estimate, metric)
+    if metric in _WITHOUT_INTERVAL:
+        bounds = Interval(math.nan, math.nan, 0)
     line = _numbers(estimate.point, bounds)
     return line | ({"resamples_left_out": bounds.left_out} if bounds.left_out else {})
 

@@ -137,6 +137,8 @@ def judge_segmentation(
     side = max(_LEAST_SIDE, 4 * max(encoder.grid))
     maps = {name: _square_maps(target, target.rows[name], side, box_of) for name in _SPLITS[:2]}
     _require_labels(target, maps)
+    for row in target.rows["test"]:  # before anything is trained
+        target.label_map(int(row))
     out.mkdir(parents=True, exist_ok=True)
     tokens = _patch_tokens(encoder, target, out / "tokens")
     splits = {name: LabelledTokens(tokens, target.places(name), maps[name]) for name in maps}
@@ -210,7 +212,10 @@ class _Target:
         encoded = self._encoded[column][row].as_py()
         bits = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
         if bits is None or bits.ndim != 2:
-            raise BadImage(f"{self.data.directory}: {column} of row {row} does not decode")
+            raise BadImage(
+                f"{self.data.directory}: {column} of row {row} does not decode. Make the "
+                "dataset anew."
+            )
         image = _size(self.data, row)
         if bits.shape != image:
             raise BadImage(
@@ -218,7 +223,15 @@ class _Target:
                 f"{bits.shape[1]} pixels, its image {image[0]} x {image[1]}. Make the dataset with "
                 "masks of the images' size."
             )
-        return bits.astype(np.uint16)
+        bits = bits.astype(np.uint16)
+        names = self.data.mask_labels if column == "mask" else self.data.findings
+        if unknown := int(np.bitwise_or.reduce(bits, axis=None)) >> len(names):
+            raise BadImage(
+                f"{self.data.directory}: {column} of row {row} has bit "
+                f"{len(names) + unknown.bit_length() - 1} set, and the dataset names "
+                f"{len(names)} labels. Masks are bit fields: bit k for the k-th label."
+            )
+        return bits
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from selfray.evaluate.measure import LOWER_IS_BETTER, in_favour, interval_of
 from selfray.evaluate.score import Line
 
 METRICS = ("dice", "iou", "hd95", "asd")
+_DISTANCES = ("hd95", "asd")
 MEAN = "macro"
 """Name of the mean over the labels."""
 
@@ -46,11 +47,11 @@ def score_segmentation(
     scorer = _Scorer(next(iter(tables.values())), seed)
     values = {encoder: scorer.values(table) for encoder, table in tables.items()}
     measured = {encoder: scorer.measure(of) for encoder, of in values.items()}
-    units = {e: (t["unit"][0].as_py() if len(t) else "px") for e, t in tables.items()}
+    units = {encoder: _unit(table) for encoder, table in tables.items()}
     lines = []
     for encoder, found in measured.items():
         for key, estimate in found.items():
-            line = scorer.line(encoder, key, estimate, units[encoder], values[encoder])
+            line = scorer.line(encoder, key, key[2], estimate, units[encoder], values[encoder])
             lines.append(
                 line | ({"probe_seeds": n} if (n := scorer.seeds(values[encoder])) > 1 else {})
             )
@@ -59,6 +60,11 @@ def score_segmentation(
         if baseline in (None, other):
             lines += scorer.differences(one, other, measured, values, units)
     return lines
+
+
+def _unit(table: pa.Table) -> str:
+    """Of distances: mm where some images' spacing is known, which alone are measured then."""
+    return "mm" if "mm" in table["unit"].unique().to_pylist() else "px"
 
 
 def _rank(lines: list[Line], measured: Mapping[str, Mapping[_Key, Estimate]]) -> None:
@@ -93,14 +99,16 @@ class _Scorer:
         self._swaps = PatientSwaps(self._patients, seed=seed)
 
     def values(self, table: pa.Table) -> _Values:
-        """Scores of the images, NaN where not defined."""
+        """Scores of the images, NaN where not defined, or measured in another unit than others."""
         found: _Values = {}
-        rows = table.select(["image_id", "decoder", "label", "seed", *METRICS]).to_pylist()
+        unit = _unit(table)
+        rows = table.select(["image_id", "decoder", "label", "seed", "unit", *METRICS]).to_pylist()
         for row in rows:
             for metric in METRICS:
                 key = (row["decoder"], row["label"], metric, row["seed"])
                 array = found.setdefault(key, np.full(len(self._patients), np.nan))
-                if row[metric] is not None:
+                of_unit = metric not in _DISTANCES or row["unit"] == unit
+                if row[metric] is not None and of_unit:
                     array[self._place[row["image_id"]]] = row[metric]
         return found
 
@@ -135,19 +143,21 @@ class _Scorer:
         point = float(scores[rows].mean())
         return Estimate(point, means(self._resamples), means(self._left_out), evidence)
 
-    def line(self, encoder: str, key: _Key, estimate: Estimate, unit: str, values: _Values) -> Line:
+    def line(
+        self, encoder: str, key: _Key, named: str, estimate: Estimate, unit: str, values: _Values
+    ) -> Line:
         """The fields of a line; `n` counts images for which the metric is defined."""
         decoder, label, metric = key
         known = np.zeros(len(self._patients), bool)
         for (of_decoder, of_label, of_metric, _), scores in values.items():
             if (of_decoder, of_metric) == (decoder, metric) and label in (of_label, MEAN):
                 known |= ~np.isnan(scores)
-        bounds = interval_of(estimate)
+        bounds = interval_of(estimate, named)
         line: Line = {
             "encoder": encoder,
             "task": "segmentation",
             "target": label,
-            "metric": metric,
+            "metric": named,
             "value": _or_none(estimate.point),
             "ci_low": _or_none(bounds.low),
             "ci_high": _or_none(bounds.high),
@@ -158,7 +168,7 @@ class _Scorer:
             "features": "patch_tokens",
             "probe": decoder,
         }
-        if metric in ("hd95", "asd"):
+        if metric in _DISTANCES:
             line["unit"] = unit
         if line["value"] is None:
             line["reason"] = "no test image has both masks"
@@ -185,8 +195,9 @@ class _Scorer:
             if key not in tests or its is None or math.isnan(mine.point - its.point):
                 continue
             difference = in_favour(mine, its, key[2])
-            line = self.line(one, key, difference, units[one], values[one])
-            line |= {"metric": f"{key[2]}_difference", "reference": other}
+            named = f"{key[2]}_difference"
+            line = self.line(one, key, named, difference, units[one], values[one])
+            line["reference"] = other
             if self.seeds(values[one]) == self.seeds(values[other]) == 1:
                 line |= {"p_value": mean_test(tests[key]).p, "test": "permutation"}
             found.append(line)

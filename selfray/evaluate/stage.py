@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ SEGMENTATION = "segmentation"
 DEFAULT_TASKS = ("classification", "metadata")
 TASKS = (*DEFAULT_TASKS, SEGMENTATION)
 
+_RESULTS = "results.jsonl"
 _SEGMENTED = "segmentation.parquet"
 
 
@@ -82,7 +84,9 @@ class _Choice:
     decoders: tuple[str, ...]
     columns: tuple[str, ...]
     preset: str | None
-    training_lists: dict[str, Path]
+    labels: tuple[str, ...]
+    decoder_steps: int | None
+    training_lists: tuple[tuple[str, Path], ...]
     baseline: str | None
     seed: int
 
@@ -90,10 +94,12 @@ class _Choice:
         """The command that gives the same."""
         words = ["selfray", "evaluate", *self.encoders, "--data", str(data), "--out", str(out)]
         words += ["--preset", self.preset] if self.preset else ["--tasks", *self.tasks]
+        words += ["--labels", *self.labels] if self.labels else []
         words += [*self.protocol.options(), "--seed", str(self.seed)]
-        words += ["--decoders", *self.decoders] if SEGMENTATION in self.tasks else []
+        words += ["--decoders", *self.decoders]
+        words += ["--decoder-steps", str(self.decoder_steps)] if self.decoder_steps else []
         words += ["--columns", *self.columns] if self.columns else []
-        for encoder, file in self.training_lists.items():
+        for encoder, file in self.training_lists:
             words += ["--training-list", encoder, str(file)]
         words += ["--baseline", self.baseline] if self.baseline else []
         return shlex.join(words)
@@ -104,15 +110,17 @@ def evaluate(
     data: Path,
     out: Path,
     *,
-    tasks: Sequence[str] = DEFAULT_TASKS,
+    tasks: Sequence[str] | None = None,
     probes: Sequence[str] = FROZEN_PROBES,
     decoders: Sequence[str] = ("linear",),
+    labels: Sequence[str] = (),
+    decoder_steps: int | None = None,
     columns: Sequence[str] = (),
     label_efficiency: bool = False,
     sites: bool = False,
     probe_seeds: int = 1,
     preset: str | None = None,
-    training_lists: Mapping[str, Path] | None = None,
+    training_lists: Sequence[tuple[str, Path]] = (),
     baseline: str | None = None,
     seed: int = 0,
 ) -> Path:
@@ -127,17 +135,19 @@ def evaluate(
         data: Dataset directory with train, validate and test splits.
         out: Evaluation directory.
         tasks: `classification` (the findings), `metadata` (sex, age, weight, BMI),
-            `segmentation` (the masks).
+            `segmentation` (the masks); default: the first two. None with a preset.
         probes: `linear`, `knn`, and those of `trained_protocols`: `sgd`, `sgd-crops`,
             `attentive`, `fine-tune`, `fine-tune-last-N`.
         decoders: Of segmentation: `linear`, `vitdet`, `upernet`.
+        labels: Mask labels and findings to segment; default: all mask labels.
+        decoder_steps: For which decoders are trained; default: `segmentation.STEPS`.
         columns: Further columns of the dataset to predict, such as `view` or `site`.
         label_efficiency: Also fit linear probes on 1 to 100 % of the training patients.
         sites: Also fit linear probes on each site, and judge them on each.
         probe_seeds: How often trained probes and decoders are repeated, >= 1.
         preset: A published protocol by name, in place of tasks.
-        training_lists: By encoder, a file that says which images it was trained on; see
-            `read_training_list`.
+        training_lists: Encoders, each with a file that says which images it was trained on; see
+            `read_training_list`. Several of one encoder count together.
         baseline: Compare each encoder with this one only; default: with each other one.
         seed: Of the bootstrap, 0 to 2**32 - 1.
 
@@ -150,24 +160,28 @@ def evaluate(
     """
     choice = _Choice(
         encoders=tuple(dict.fromkeys(encoders)),
-        tasks=tuple(dict.fromkeys(tasks)),
+        tasks=tuple(dict.fromkeys(DEFAULT_TASKS if tasks is None else tasks)),
         protocol=Protocol(tuple(dict.fromkeys(probes)), label_efficiency, sites, probe_seeds),
         decoders=tuple(dict.fromkeys(decoders)),
         columns=tuple(dict.fromkeys(columns)),
         preset=preset,
-        training_lists=dict(training_lists or {}),
+        labels=tuple(dict.fromkeys(labels)),
+        decoder_steps=decoder_steps,
+        training_lists=tuple(training_lists),
         baseline=baseline,
         seed=seed,
     )
+    if preset and tasks is not None:
+        raise InputError(f"preset {preset} says what is judged. Leave --tasks out.")
     _require_valid(choice)
     _require_evaluation_or_empty(out)
-    benchmark, labels = _open(data, choice)
-    listed = {name: read_training_list(file) for name, file in choice.training_lists.items()}
+    benchmark, segmenting = _open(data, choice)
+    listed = _training_lists(choice, benchmark)
     for encoder in choice.encoders:
-        require_usable(encoder, benchmark, choice.protocol, segments=labels is not None)
+        require_usable(encoder, benchmark, choice.protocol, segments=segmenting is not None)
     out.mkdir(parents=True, exist_ok=True)
     features, judged = _judge(choice, benchmark, out)
-    segmented = {} if labels is None else _segment(choice, benchmark, labels, out)
+    segmented = {} if segmenting is None else _segment(choice, benchmark, segmenting, out)
     leaks = _leaks(benchmark, judged, features, listed)
     info = benchmark.data.info
     described = {
@@ -176,8 +190,9 @@ def evaluate(
         "dataset": {
             name: info[name] for name in ("name", "origin", "fingerprint", "synthetic", "counts")
         },
-        "tasks": list(choice.tasks),
+        "tasks": _tasks_of(benchmark, segmenting),
         "preset": preset,
+        "training_lists": {name: len(lines) for name, lines in listed.items()},
         "leaks": leaks,
     }
     _write(out, judged, segmented, benchmark.held_out, described, baseline, seed)
@@ -204,14 +219,16 @@ def _segment(
     choice: _Choice, benchmark: Benchmark, labels: tuple[str, ...], out: Path
 ) -> dict[str, pa.Table]:
     """Scores of label maps of every encoder that is a network; no labels are all."""
+    asked = (*labels, *([f"{choice.decoder_steps} steps"] if choice.decoder_steps else []))
     return {
         encoder: judge_segmentation(
             load_encoder(encoder),
             benchmark.data,
-            out / SEGMENTATION / slug(encoder),
+            out / SEGMENTATION / slug("\0".join((encoder, *asked)) if asked else encoder),
             decoders=choice.decoders,
             labels=labels or None,
             seeds=range(choice.protocol.seeds),
+            steps=choice.decoder_steps,
         )
         for encoder in choice.encoders
         if can_run(encoder)
@@ -242,17 +259,14 @@ def _leaks(
     for leak in leaks:
         loudness = "note" if leak.kind == "pre-training" else "LEAK"
         print(f"evaluate: {loudness}: {leak.sentence}", file=sys.stderr)
-    return [
-        {name: getattr(leak, name) for name in ("kind", "encoder", "sentence", "count")}
-        for leak in leaks
-    ]
+    return [asdict(leak) for leak in leaks]
 
 
 def _open(data: Path, choice: _Choice) -> tuple[Benchmark, tuple[str, ...] | None]:
     """The benchmark, and labels to segment: none named means all, None not to segment."""
     if choice.preset is None:
         tasks = [task for task in choice.tasks if task != SEGMENTATION]
-        labels = () if SEGMENTATION in choice.tasks else None
+        labels = choice.labels if SEGMENTATION in choice.tasks else None
         benchmark = open_benchmark(data, tasks, choice.columns, required=labels is None)
         if choice.protocol.sites and "site" not in benchmark.held_out.groups:
             raise InputError(
@@ -265,6 +279,28 @@ def _open(data: Path, choice: _Choice) -> tuple[Benchmark, tuple[str, ...] | Non
     labels = tuple(label for of in applied.label_maps.values() for label in of) or None
     columns = (*findings, *choice.columns)
     return open_benchmark(data, (), columns, required=labels is None), labels
+
+
+def _tasks_of(benchmark: Benchmark, segmenting: tuple[str, ...] | None) -> list[str]:
+    tasks = list(dict.fromkeys(target.task for target in benchmark.held_out.targets))
+    return tasks + ([SEGMENTATION] if segmenting is not None else [])
+
+
+def _training_lists(choice: _Choice, benchmark: Benchmark) -> dict[str, frozenset[str]]:
+    """By encoder. One that names no image of the dataset is said: it may use other names."""
+    listed: dict[str, frozenset[str]] = {}
+    for encoder, file in choice.training_lists:
+        listed[encoder] = listed.get(encoder, frozenset()) | read_training_list(file)
+    for encoder, lines in listed.items():
+        known = {*benchmark.data.column("image_id"), *benchmark.data.column("source_file")}
+        digests = any(re.fullmatch("[0-9a-f]{64}", line) for line in lines)
+        if not lines & known and not digests:
+            print(
+                f"evaluate: WARNING: none of {len(lines)} lines of {encoder}'s training list is an "
+                "image_id or source_file of the dataset, so nothing can be found by it",
+                file=sys.stderr,
+            )
+    return listed
 
 
 def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = None) -> Path:
@@ -282,6 +318,10 @@ def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = No
         InputError: An evaluation of other images, or one that is not finished or of an older
             version; an encoder in two of them.
     """
+    if len(evaluations) < 2:
+        raise InputError("one evaluation is given to --compare. Give two or more.")
+    if out.resolve() in {directory.resolve() for directory in evaluations}:
+        raise InputError(f"{out} is one of the evaluations to compare. Give another --out.")
     _require_evaluation_or_empty(out)
     parts = [_read(directory) for directory in evaluations]
     first_described, held_out, *_ = parts[0]
@@ -293,6 +333,11 @@ def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = No
                 f"{directory} was evaluated on other images, targets or with another seed than "
                 f"{evaluations[0]}. Compare evaluations of one dataset, tasks and seed."
             )
+        if described["dataset"]["fingerprint"] != first_described["dataset"]["fingerprint"]:
+            raise InputError(
+                f"{directory} was evaluated on another dataset than {evaluations[0]}: the test "
+                "images are the same, what probes were fitted on is not. Evaluate on one dataset."
+            )
         twice = {one.encoder for one in members} & {one.encoder for one in judged}
         if twice:
             raise InputError(
@@ -301,19 +346,28 @@ def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = No
             )
         judged += members
         segmented |= tables
-    images = {tuple(dict.fromkeys(table["image_id"].to_pylist())) for table in segmented.values()}
-    if len(images) > 1:
+    if len({_what_was_segmented(table) for table in segmented.values()}) > 1:
         raise InputError(
-            "label maps of different test images were judged. Compare evaluations of one dataset."
+            "other labels or test images were segmented in one evaluation than in another. Repeat "
+            "them with the same --labels."
         )
     _require_baseline(baseline, [one.encoder for one in judged])
     described = {name: first_described[name] for name in ("data", "dataset", "tasks", "preset")}
+    described["training_lists"] = {
+        k: n for of, *_ in parts for k, n in of["training_lists"].items()
+    }
     described["leaks"] = [leak for of, *_ in parts for leak in of["leaks"]]
     words = ["selfray", "evaluate", "--compare", *map(str, evaluations), "--out", str(out)]
     described["command"] = shlex.join(words + (["--baseline", baseline] if baseline else []))
     out.mkdir(parents=True, exist_ok=True)
     _write(out, judged, segmented, held_out, described, baseline, first_described["seed"])
     return out
+
+
+def _what_was_segmented(table: pa.Table) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Labels, and images in their order."""
+    images = tuple(dict.fromkeys(table["image_id"].to_pylist()))
+    return frozenset(table["label"].unique().to_pylist()), images
 
 
 def _write(
@@ -325,6 +379,8 @@ def _write(
     baseline: str | None,
     seed: int,
 ) -> None:
+    # Its presence says that what lies beside it belongs together.
+    (out / _RESULTS).unlink(missing_ok=True)
     lines = score(judged, held_out, seed=seed, baseline=baseline)
     lines += score_segmentation(segmented, seed=seed, baseline=baseline)
     if segmented:
@@ -333,6 +389,8 @@ def _write(
             for encoder, table in segmented.items()
         ]
         write_table(out / _SEGMENTED, pa.concat_tables(named))
+    else:
+        (out / _SEGMENTED).unlink(missing_ok=True)  # of a run with other tasks
     write_table(out / "held_out.parquet", held_out.table())
     write_table(out / "predictions.parquet", predictions_table(judged, held_out))
     write_tables(out, lines)
@@ -350,9 +408,8 @@ def _write(
         },
     }
     write_atomically(out / "evaluation.json", json.dumps(description, indent=2).encode())
-    # Last, because its presence says that the evaluation is complete.
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-    write_atomically(out / "results.jsonl", text.encode())
+    write_atomically(out / _RESULTS, text.encode())
 
 
 def _described(judged: Judged) -> dict[str, Any]:
@@ -370,7 +427,7 @@ def _read(
     """What `_write` wrote."""
     try:
         described = json.loads((directory / "evaluation.json").read_text())
-        if described["format"] != FORMAT_NAME or not (directory / "results.jsonl").is_file():
+        if described["format"] != FORMAT_NAME or not (directory / _RESULTS).is_file():
             raise KeyError("format")
         if described["version"] != VERSION:
             raise InputError(
@@ -418,7 +475,9 @@ def _require_valid(choice: _Choice) -> None:
     for decoder in choice.decoders:
         require_decoder(decoder)
     require_probes(choice.protocol.probes)
-    for name in choice.training_lists:
+    if choice.labels and (choice.preset or SEGMENTATION not in choice.tasks):
+        raise InputError("labels are for --tasks segmentation. Add it, or leave --labels out.")
+    for name, _ in choice.training_lists:
         if name not in choice.encoders:
             raise InputError(
                 f"training list of {name!r}, which is none of the encoders. "
@@ -426,6 +485,8 @@ def _require_valid(choice: _Choice) -> None:
             )
     if choice.protocol.seeds < 1:
         raise InputError(f"probe_seeds is {choice.protocol.seeds}. Give 1 or more.")
+    if choice.decoder_steps is not None and choice.decoder_steps < 1:
+        raise InputError(f"decoder_steps is {choice.decoder_steps}. Give 1 or more.")
     _require_baseline(choice.baseline, choice.encoders)
     if not 0 <= choice.seed < 2**32:
         raise InputError(f"seed is {choice.seed}. Allowed: 0 to {2**32 - 1}.")
@@ -439,7 +500,8 @@ def _require_baseline(baseline: str | None, encoders: Sequence[str]) -> None:
 
 
 def _require_evaluation_or_empty(out: Path) -> None:
-    ours = (out / "evaluation.json").is_file() or (out / "features").is_dir()
+    kept = ("features", "judged", SEGMENTATION)
+    ours = (out / "evaluation.json").is_file() or any((out / name).is_dir() for name in kept)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not ours)):
         raise InputError(
             f"{out} exists and holds no evaluation. Give a new directory, or remove it."

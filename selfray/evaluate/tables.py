@@ -25,9 +25,10 @@ _FIRST = (
     ("BMI R²", "bmi", "r2"),
 )
 _CSV = (
-    "encoder", "task", "target", "metric", "probe", "trained_on", "subgroup", "reference", "value",
-    "ci_low", "ci_high", "p_value", "p_holm", "n", "n_patients", "n_positive", "prevalence",
-    "split", "seed", "features", "reason",
+    "encoder", "task", "target", "metric", "probe", "trained_on", "grouped_by", "subgroup",
+    "reference", "of_metric", "value", "unit", "ci_low", "ci_high", "p_value", "p_holm", "test",
+    "best", "like_best", "probability_best", "probe_seeds", "n", "n_patients", "n_positive",
+    "prevalence", "split", "seed", "features", "reason",
 )  # fmt: skip
 _LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}

@@ -71,7 +71,8 @@ def _table(evaluation: Evaluation, pairs: list[tuple[str, str]], note: str) -> s
     caption = (
         f"{note}<b>Who is better, on the same patients.</b> ▲ better than the one that it is held "
         "against, ▼ worse, · undecided: the 95 % interval of the paired difference, in brackets, "
-        f"contains zero.{_tests(line for row in lines.values() for line in row)}"
+        "contains zero. The signs follow the intervals; where p says otherwise, the case is "
+        f"borderline.{_tests(line for row in lines.values() for line in row)}"
     )
     return figure(table(heads, rows, told="Paired differences"), caption)
 

@@ -30,8 +30,8 @@ def _notes(evaluation: Evaluation, where: str) -> str:
         f'<div class="banner leak" role="alert"><strong>Leak{escaped(where)}: numbers below are '
         f"too good.</strong><ul>{items}</ul></div>"
         if leaks
-        else f'<p class="note">No leak found{escaped(where)}: patients, studies, images and known '
-        "training lists were checked.</p>"
+        else f'<p class="note">No leak found{escaped(where)}: patients, studies, images and what '
+        "is known of the encoders' training were checked.</p>"
     )
     noted = [leak for leak in evaluation.leaks if leak not in leaks]
     return said + "".join(f'<p class="note">{escaped(_sentence(leak))}</p>' for leak in noted)

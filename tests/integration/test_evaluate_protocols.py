@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from selfray.data.dataset import DatasetInfo, DatasetWriter, RadiographDataset, encode_png
 from selfray.errors import InputError
-from selfray.evaluate import evaluate, judge
+from selfray.evaluate import compare, evaluate, judge
 from selfray.evaluate.benchmark import open_benchmark
 from selfray.features import extract_features
 
@@ -177,10 +177,21 @@ def test_tables_for_a_spreadsheet_and_a_paper_hold_the_same_numbers(out):
 def test_what_was_seen_in_training_is_said_loudly(tmp_path, data, capsys):
     seen = tmp_path / "seen.txt"
     seen.write_text("i4\ni5\nnot-here\n")
-    listed = evaluate(["pixels:16x16"], data, tmp_path / "e", training_lists={"pixels:16x16": seen})
+    listed = evaluate(
+        ["pixels:16x16"], data, tmp_path / "e", training_lists=[("pixels:16x16", seen)]
+    )
     assert "LEAK" in capsys.readouterr().err
     (leak,) = json.loads((listed / "evaluation.json").read_text())["leaks"]
     assert leak["encoder"] == "pixels:16x16" and leak["count"] == 2
+    assert set(leak["image_ids"]) == {"i4", "i5"} and leak["splits"] == ["test"]
+    other = tmp_path / "other.txt"
+    other.write_text('"archive/one.dcm"\n')
+    both = [("pixels:16x16", seen), ("pixels:16x16", other)]
+    again = evaluate(["pixels:16x16"], data, tmp_path / "both", training_lists=both)
+    assert len(json.loads((again / "evaluation.json").read_text())["leaks"]) == 1
+    capsys.readouterr()
+    evaluate(["pixels:16x16"], data, tmp_path / "none", training_lists=both[1:])
+    assert "none of 1 lines" in capsys.readouterr().err
     clean = evaluate(["pixels:16x16"], data, tmp_path / "clean")
     assert json.loads((clean / "evaluation.json").read_text())["leaks"] == []
 
@@ -237,9 +248,11 @@ def test_bad_input_is_refused_in_one_line(tmp_path, data):
         ({"decoders": ["lienar"]}, "Did you mean 'linear'"),
         ({"probe_seeds": 0}, "probe_seeds is 0"),
         ({"preset": "vindr"}, "unknown"),
+        ({"preset": "vindr-cxr", "tasks": ["metadata"]}, "Leave --tasks out"),
+        ({"labels": ["heart"]}, "for --tasks segmentation"),
         ({"preset": "vindr-cxr"}, "VinDr"),
-        ({"training_lists": {"other": data}}, "none of the encoders"),
-        ({"training_lists": {str(lone): data}}, "cannot be read"),
+        ({"training_lists": [("other", data)]}, "none of the encoders"),
+        ({"training_lists": [(str(lone), data)]}, "cannot be read"),
         ({"tasks": ["segmentation"]}, "needs an encoder to run"),
     ]
     for changes, message in cases:
@@ -262,3 +275,59 @@ def test_one_site_cannot_be_held_against_another(tmp_path, data):
     assert open_benchmark(single, ["classification"]).held_out.groups.keys() == {
         "sex", "view", "age",
     }  # fmt: skip
+
+
+def test_a_perfect_score_of_few_patients_is_no_certainty(out):
+    for line in lines_of(out, metric="auroc", probe="linear"):
+        if line["value"] == 1 and line["ci_low"] is not None and "trained_on" not in line:
+            assert line["ci_low"] < 1 == line["ci_high"]
+    (site,) = lines_of(out, encoder="pixels:16x16", target="site=A", metric="auroc",
+                       probe="linear", grouped_by=None, trained_on=None)  # fmt: skip
+    assert site["value"] == 1
+    rarer = min(site["n_positive"], site["n"] - site["n_positive"])
+    assert site["ci_low"] == pytest.approx(0.025 ** (1 / rarer))
+
+
+def test_only_evaluations_of_one_dataset_are_joined(tmp_path, data, out):
+    fewer = tmp_path / "fewer"
+    info = DatasetInfo("planted", "test", "MIT", True, ("effusion",), (), "8 bit")
+    writer = DatasetWriter(fewer, info)
+    for number, row in enumerate(RadiographDataset(data).table.to_pylist()):
+        row["image"] = row["image"]["bytes"]
+        if row["split"] != "train" or number % 3:
+            writer.add({k: v for k, v in row.items() if v is not None})
+    writer.finish()
+    one = evaluate(["pixels:16x16"], data, tmp_path / "one")
+    other = evaluate(["pixels:pca"], fewer, tmp_path / "other")
+    for given, into, message in (
+        ([one, other], tmp_path / "joined", "on another dataset"),
+        ([one], tmp_path / "joined", "two or more"),
+        ([one, out], one, "is one of the evaluations"),
+    ):
+        with pytest.raises(InputError, match=message):
+            compare(given, into)
+    assert not (tmp_path / "joined").exists()
+
+
+def test_a_feature_directory_that_is_judged_can_be_interrupted_too(tmp_path, data, monkeypatch):
+    features = extract_features("pixels:16x16", data, tmp_path / "f")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "knn_scores", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate([str(features)], data, tmp_path / "e")
+    assert {path.name for path in (tmp_path / "e").iterdir()} == {"judged"}
+    evaluate([str(features)], data, tmp_path / "e")
+    assert (tmp_path / "e" / "results.jsonl").exists()
+
+
+def test_features_that_are_not_finite_are_refused_by_neighbours_too(tmp_path, data):
+    features = extract_features("pixels:16x16", data, tmp_path / "f")
+    values = np.load(features / "cls.npy")
+    values[7, 3] = np.nan
+    np.save(features / "cls.npy", values)
+    with pytest.raises(InputError, match="row 7 are not finite"):
+        evaluate([str(features)], data, tmp_path / "e", probes=["knn"])

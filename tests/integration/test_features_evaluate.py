@@ -280,8 +280,10 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 def test_planted_signals_are_found_and_noise_is_not(evaluation):
     lines = read_lines(evaluation)
     common = {"encoder": "pixels:16x16", "probe": "linear", "reference": None}
-    assert find(lines, target="effusion", metric="auroc", **common)["ci_low"] > 0.95
-    assert find(lines, target="sex", metric="auroc", **common)["ci_low"] > 0.95
+    for target in ("effusion", "sex"):
+        line = find(lines, target=target, metric="auroc", **common)
+        # Where no image is on the wrong side, m patients give 0.025 ** (1 / m): 0.78 of 15.
+        assert line["value"] > 0.98 and line["ci_low"] > 0.75
     assert find(lines, target="age_years", metric="r2", **common)["ci_low"] > 0.8
     noise = find(lines, target="noise", metric="auroc", **common)
     assert noise["ci_low"] < 0.5 < noise["ci_high"]
@@ -308,8 +310,13 @@ def test_every_line_keeps_the_contract(evaluation):
             assert line["reason"]
         elif line["metric"] == "ece":
             assert line["ci_low"] is None  # its resamples are biased, see docs/statistics.md
+        elif line["ci_low"] is None:  # of a perfect score that is no share, no resample differs
+            assert line["value"] in (0, 1) and line["ci_high"] is None
         else:
             assert line["ci_low"] <= line["ci_high"]
+            assert line["ci_low"] < line["ci_high"] or line["metric"].endswith(
+                ("_difference", "rank")
+            )
     effusion = find(lines, encoder="pixels:pca", target="effusion", metric="auroc", probe="linear")
     assert effusion["n_patients"] <= 30 and effusion["n"] < 60  # nulls are left out
     assert (

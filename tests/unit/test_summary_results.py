@@ -88,7 +88,7 @@ def test_what_is_said_of_leaks_follows_the_list(
     evaluation = write_evaluation(tmp_path / "e", [result("run", "macro", "auroc", 0.8)])
     describe(evaluation, **({} if leaks is None else {"leaks": leaks}))
     html = text_of(evaluation)
-    assert ("No leak found: patients, studies, images and known training" in html) == quiet
+    assert ("No leak found: patients, studies, images and what is known" in html) == quiet
     assert ('role="alert"' in html) == loud == ("numbers below are too good" in html)
     assert ("run is from here." in html) == (quiet and leaks != [])
     assert "⚠" not in html
