@@ -26,6 +26,7 @@ from selfray.evaluate.benchmark import Benchmark
 from selfray.evaluate.held_out import SITE, Fit, Judged, read_judged, write_judged
 from selfray.evaluate.trained_protocols import (
     TRAINED_PROTOCOLS,
+    is_trained_protocol,
     judge_trained,
     require_trainable,
 )
@@ -125,7 +126,7 @@ def require_probes(probes: Sequence[str]) -> None:
     if not probes:
         raise InputError(f"no probe was given. Allowed: {', '.join(known)}.")
     for probe in probes:
-        if probe not in known[:-1] and not re.fullmatch(r"fine-tune-last-[1-9][0-9]*", probe):
+        if probe not in FROZEN_PROBES and not is_trained_protocol(probe):
             raise InputError(f"probe {probe!r} is unknown. {nearest(probe, known)}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest
@@ -21,6 +21,7 @@ from selfray.evals.bootstrap import (
     seed_mean,
 )
 from selfray.evals.metrics import binary_resampled, calibration_resampled, real_resampled
+from selfray.evals.ranking import Rank, rank_encoders
 from selfray.evaluate.held_out import HeldOut, Judged
 
 LOWER_IS_BETTER = frozenset({"mae", "brier", "ece", "hd95", "asd"})
@@ -141,3 +142,27 @@ def interval_of(estimate: Estimate, metric: str) -> Interval:
 def in_favour(one: Estimate, other: Estimate, metric: str) -> Estimate:
     """The paired difference, positive where `one` is better."""
     return other - one if metric in LOWER_IS_BETTER else one - other
+
+
+def mark_best(
+    lines: Sequence[dict[str, Any]], found: Sequence[Estimate], metric: str
+) -> list[Rank]:
+    """Mark the best of several encoders, and those that may be it too.
+
+    Args:
+        lines: Of one series and metric, one an encoder; get `best` or `like_best`.
+        found: What the lines are of.
+        metric: Its name.
+
+    Returns:
+        The encoders' ranks; none where there is nobody to compare with, or next to no patient.
+    """
+    if len(lines) < 2 or min(one.evidence for one in found) < 2:
+        return []
+    zero = found[0] - found[0]
+    signed = [zero - one for one in found] if metric in LOWER_IS_BETTER else found
+    best = max(range(len(signed)), key=lambda k: signed[k].point)
+    ranks = rank_encoders(signed)
+    for k, (line, rank) in enumerate(zip(lines, ranks, strict=True)):
+        line.update({"best": True} if k == best else {"like_best": rank.may_be_best})
+    return ranks

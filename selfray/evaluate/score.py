@@ -22,17 +22,16 @@ from selfray.evals.paired_tests import (
     mean_test,
     permutation_test,
 )
-from selfray.evals.ranking import rank_encoders
 from selfray.evals.subgroups import Subgroups, gap, subgroup_results
 from selfray.evaluate.held_out import ALL_TRAINING, SITE, HeldOut, Judged
 from selfray.evaluate.measure import (
-    LOWER_IS_BETTER,
     Measures,
     Ruler,
     Series,
     by_series,
     in_favour,
     interval_of,
+    mark_best,
 )
 from selfray.progress import progress_bar
 
@@ -123,9 +122,13 @@ def _correct(lines: list[Line], held_out: HeldOut) -> None:
         if family and line.get("p_value") is not None:
             families.setdefault((family, line["metric"], line["probe"]), []).append(line)
     for members in families.values():
-        adjusted = holm([line["p_value"] for line in members])
-        for line, p in zip(members, adjusted, strict=True):
-            line["p_holm"] = float(p)
+        add_holm(members)
+
+
+def add_holm(lines: Sequence[Line]) -> None:
+    """Add p-values after Holm's correction for the number of these lines."""
+    for line, p in zip(lines, holm([line["p_value"] for line in lines]), strict=True):
+        line["p_holm"] = float(p)
 
 
 def _rank(lines: list[Line], measured: dict[str, Measures]) -> list[Line]:
@@ -141,15 +144,10 @@ def _rank(lines: list[Line], measured: dict[str, Measures]) -> list[Line]:
             groups.setdefault((series, line["metric"]), []).append(line)
     ranks: list[Line] = []
     for (series, metric), members in groups.items():
-        found = [measured[line["encoder"]][series, metric] for line in members]
-        few = min(one.evidence for one in found) < 2
-        if len(members) < 2 or few or metric in _WITHOUT_INTERVAL:
+        if metric in _WITHOUT_INTERVAL:
             continue
-        zero = found[0] - found[0]
-        signed = [zero - one for one in found] if metric in LOWER_IS_BETTER else found
-        best = max(range(len(signed)), key=lambda k: signed[k].point)
-        for k, (line, rank) in enumerate(zip(members, rank_encoders(signed), strict=True)):
-            line |= {"best": True} if k == best else {"like_best": rank.may_be_best}
+        found = [measured[line["encoder"]][series, metric] for line in members]
+        for line, rank in zip(members, mark_best(members, found, metric), strict=False):
             if metric in _RANKED:
                 shown = {name: line[name] for name in _COMMON}
                 ranks.append(

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from selfray.data.dataset import RadiographDataset, encode_bits, write_atomically
+from selfray.data.dataset import SPLITS, RadiographDataset, encode_bits, write_atomically
 from selfray.data.image_source import DatasetImages
 from selfray.data.sampler import RowSampler
 from selfray.errors import BadImage, InputError, nearest
@@ -64,7 +64,6 @@ labels every decoder was still rising, but a demo has no more time (docs/experim
 """
 
 _MOST_LABELS = 16  # that fit into a bit field
-_SPLITS = ("train", "validate", "test")
 # Of the label maps that decoders are trained on. As fine as the finest decoder's logits, four
 # cells a patch, and 128 at least, so that a small encoder is not taught on steps.
 _LEAST_SIDE = 128
@@ -135,7 +134,7 @@ def judge_segmentation(
     target = _Target(data, _chosen_labels(data, labels))
     box_of = _box_of(encoder)
     side = max(_LEAST_SIDE, 4 * max(encoder.grid))
-    maps = {name: _square_maps(target, target.rows[name], side, box_of) for name in _SPLITS[:2]}
+    maps = {name: _square_maps(target, target.rows[name], side, box_of) for name in SPLITS[:2]}
     _require_labels(target, maps)
     for row in target.rows["test"]:  # before anything is trained
         target.label_map(int(row))
@@ -178,7 +177,7 @@ class _Target:
             name: pa.chunked_array([chunk.field("bytes") for chunk in data.table[name].chunks])
             for name in columns
         }
-        self.rows = {name: rows[known[rows]] for name in _SPLITS for rows in [data.rows(name)]}
+        self.rows = {name: rows[known[rows]] for name in SPLITS for rows in [data.rows(name)]}
         for name, rows in self.rows.items():
             if not len(rows):
                 raise InputError(

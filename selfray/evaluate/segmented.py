@@ -17,10 +17,9 @@ from selfray.evals.bootstrap import (
     mean_estimate,
     seed_mean,
 )
-from selfray.evals.paired_tests import PatientSwaps, PermutationTest, holm, mean_test
-from selfray.evals.ranking import rank_encoders
-from selfray.evaluate.measure import LOWER_IS_BETTER, in_favour, interval_of
-from selfray.evaluate.score import Line
+from selfray.evals.paired_tests import PatientSwaps, PermutationTest, mean_test
+from selfray.evaluate.measure import in_favour, interval_of, mark_best
+from selfray.evaluate.score import Line, add_holm
 
 METRICS = ("dice", "iou", "hd95", "asd")
 _DISTANCES = ("hd95", "asd")
@@ -73,14 +72,7 @@ def _rank(lines: list[Line], measured: Mapping[str, Mapping[_Key, Estimate]]) ->
         if line["value"] is not None:
             groups.setdefault((line["probe"], line["target"], line["metric"]), []).append(line)
     for key, members in groups.items():
-        found = [measured[line["encoder"]][key] for line in members]
-        if len(members) < 2 or min(one.evidence for one in found) < 2:
-            continue
-        zero = found[0] - found[0]
-        signed = [zero - one for one in found] if key[2] in LOWER_IS_BETTER else found
-        best = max(range(len(signed)), key=lambda k: signed[k].point)
-        for k, (line, rank) in enumerate(zip(members, rank_encoders(signed), strict=True)):
-            line |= {"best": True} if k == best else {"like_best": rank.may_be_best}
+        mark_best(members, [measured[line["encoder"]][key] for line in members], key[2])
 
 
 _Values = dict[tuple[str, str, str, int], np.ndarray]  # decoder, label, metric, seed -> [n]
@@ -202,13 +194,13 @@ class _Scorer:
                 line |= {"p_value": mean_test(tests[key]).p, "test": "permutation"}
             found.append(line)
         for decoder in dict.fromkeys(line["probe"] for line in found):
-            members = [
-                line
-                for line in found
-                if line["probe"] == decoder and line["target"] != MEAN and "p_value" in line
-            ]
-            for line, p in zip(members, holm([x["p_value"] for x in members]), strict=True):
-                line["p_holm"] = _or_none(float(p))
+            add_holm(
+                [
+                    line
+                    for line in found
+                    if line["probe"] == decoder and line["target"] != MEAN and "p_value" in line
+                ]
+            )
         yield from found
 
     def _test(self, differences: np.ndarray) -> PermutationTest:

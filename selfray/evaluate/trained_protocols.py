@@ -47,6 +47,11 @@ class TrainedPredictions:
     settings: dict[str, Any]
 
 
+def is_trained_protocol(name: str) -> bool:
+    """Whether it is one of `TRAINED_PROTOCOLS`, or `fine-tune-last-N`."""
+    return name in TRAINED_PROTOCOLS or _LAST_BLOCKS.fullmatch(name) is not None
+
+
 def require_trainable(protocol: str, encoder: Encoder) -> None:
     """Raise InputError where there is no such protocol, or none for this encoder.
 
@@ -56,7 +61,7 @@ def require_trainable(protocol: str, encoder: Encoder) -> None:
     """
     if protocol in ("sgd", "sgd-crops", "attentive"):
         return
-    if protocol != "fine-tune" and not _LAST_BLOCKS.fullmatch(protocol):
+    if not is_trained_protocol(protocol):
         allowed = (*TRAINED_PROTOCOLS, "fine-tune-last-N")
         raise InputError(f"protocol {protocol!r} is unknown. {nearest(protocol, allowed)}")
     fine_tuning.require_fine_tunable(encoder, _last_blocks(protocol))

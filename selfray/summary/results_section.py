@@ -97,6 +97,19 @@ def measure_charts(evaluation: Evaluation, shown: list[Measure]) -> str:
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
+def bar_of(name: str, series: int, line: Line) -> Bar:
+    """An encoder's number, which must have a value, as a bar of a chart."""
+    return Bar(
+        shortened(name),
+        series,
+        line["value"],
+        line["ci_low"],
+        line["ci_high"],
+        fixed(line["value"]),
+        cell_text(line),
+    )
+
+
 def encoder_bars(evaluation: Evaluation, target: str, metric: str) -> list[Bar]:
     """A bar for each encoder that has the number."""
     lines = {
@@ -104,15 +117,7 @@ def encoder_bars(evaluation: Evaluation, target: str, metric: str) -> list[Bar]:
         for encoder, name in readable_names(evaluation.encoders).items()
     }
     return [
-        Bar(
-            shortened(name),
-            k,
-            line["value"],
-            line["ci_low"],
-            line["ci_high"],
-            fixed(line["value"]),
-            cell_text(line),
-        )
+        bar_of(name, k, line)
         for k, (name, line) in enumerate(lines.items())
         if line is not None and line["value"] is not None
     ]

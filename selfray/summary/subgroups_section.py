@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from selfray.summary.charts import Bar, interval_chart
+from selfray.summary.charts import interval_chart
 from selfray.summary.inputs import Evaluation
 from selfray.summary.judged_cells import probe_name
 from selfray.summary.markup import escaped, figure, listed, shortened
@@ -14,13 +14,13 @@ from selfray.summary.number_cells import (
     count_cell,
     encoder_heads,
     first_shown,
-    fixed,
     head,
     measure_title,
     number_cell,
     table,
 )
-from selfray.summary.verdict import cell_text, readable_names
+from selfray.summary.results_section import bar_of
+from selfray.summary.verdict import readable_names
 
 _METRICS = ("auroc", "r2", "mae", "dice")
 _GAP = "_gap"
@@ -127,15 +127,7 @@ def _gap_charts(
     for attribute, measured in attributes.items():
         gaps = measured[first[attribute]].gaps
         bars = [
-            Bar(
-                shortened(name),
-                k,
-                line["value"],
-                line["ci_low"],
-                line["ci_high"],
-                fixed(line["value"]),
-                cell_text(line),
-            )
+            bar_of(name, k, line)
             for k, (encoder, name) in enumerate(names.items())
             if (line := gaps.get(encoder)) is not None and line["value"] is not None
         ]
