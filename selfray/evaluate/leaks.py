@@ -185,25 +185,28 @@ def _copies(
                 f"are pixel by pixel an image in {seen}",
             )  # fmt: skip
         left = queries[~same]
-        where, distance = nearest_hash(prints.hashes[left], prints.hashes[others])
-        near = distance <= MAX_HASH_DISTANCE
-        found = copies_among(dataset.pixels, left[near], others[where[near]])
-        if len(found):
-            yield _leak(
-                dataset, "near duplicate", (judged, seen), found, None,
-                f"are an edited copy of an image in {seen}",
-            )  # fmt: skip
-        left = np.setdiff1d(left, found)
-        for encoder, array in features.items():
-            where, cosine = nearest_cosine(array[left], array[others])
-            near = cosine >= MIN_COSINE
-            more = copies_among(dataset.pixels, left[near], others[where[near]])
-            if len(more):
+        for rows, candidates, by in _candidates(prints, features, left, others):
+            still = np.isin(rows, left)
+            found = copies_among(dataset.pixels, rows[still], candidates[still])
+            if len(found):
                 yield _leak(
-                    dataset, "near duplicate", (judged, seen), more, None,
-                    f"are an edited copy of an image in {seen}, found by features of {encoder}",
+                    dataset, "near duplicate", (judged, seen), found, None,
+                    f"are an edited copy of an image in {seen}{by}",
                 )  # fmt: skip
-            left = np.setdiff1d(left, more)
+            left = np.setdiff1d(left, found)
+
+
+def _candidates(
+    prints: ImagePrints, features: Mapping[str, np.ndarray], rows: np.ndarray, others: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+    """Pairs of a row and the one most like it: by hash, then by each encoder's features."""
+    where, distance = nearest_hash(prints.hashes[rows], prints.hashes[others])
+    near = distance <= MAX_HASH_DISTANCE
+    yield rows[near], others[where[near]], ""
+    for encoder, array in features.items():
+        where, cosine = nearest_cosine(array[rows], array[others])
+        near = cosine >= MIN_COSINE
+        yield rows[near], others[where[near]], f", found by features of {encoder}"
 
 
 def _training_leaks(
