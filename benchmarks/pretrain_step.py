@@ -53,7 +53,7 @@ def stepper(config: PretrainConfig, batch: CropBatch) -> Callable[[], object]:
     networks = initialise(config)[0]
     optimizer = pretrain.build_run_optimizer(config, networks)
     values = pretrain.scheduled(config, config.steps // 2, 0)
-    autocast = pretrain._autocast(config, torch.device("cpu"))
+    autocast = pretrain.autocast(config, torch.device("cpu"))
     return lambda: pretrain._step(networks, optimizer, batch, config, values, autocast)
 
 
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    pretrain._keep_freed_memory()
+    pretrain.keep_freed_memory()
     config = recipe(arguments.recipe)
     batch = random_batch(config)
 

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from selfray.config import PretrainConfig, from_json
+from selfray.config import RunConfig, from_json
 from selfray.data.dataset import RadiographDataset
 from selfray.features import PIXEL_ENCODERS, extract_features, open_features
 from selfray.probe import Places, Probe
@@ -37,7 +37,7 @@ def baseline(encoder: str, probe: Probe, data: Path) -> dict[str, Any]:
 
 
 def draw(
-    config: PretrainConfig, probes: list[dict[str, Any]], others: dict[str, Any], out: Path
+    config: RunConfig, probes: list[dict[str, Any]], others: dict[str, Any], out: Path
 ) -> None:
     """One panel a measure: the run as a line, baselines as horizontal lines."""
     figure, axes = plt.subplots(1, len(PANELS), figsize=(11, 3.6), layout="constrained")

@@ -1,9 +1,10 @@
 """One frozen dataclass is a pre-training run; its JSON form is `RUN/config.json`.
 
-Defaults are those of the published RAD-DINO recipe. The origin of a number stands beside it:
-[card] the published model card or files, [derived] a work that derives from it, [dinov2] the
-default of the DINOv2 release, which RAD-DINO is believed to keep, [ours] chosen here, for want
-of a published number.
+`PretrainConfig` is a run on images alone, `ContrastiveConfig` one with reports; what both have is
+`RunConfig`. Defaults are those of the published RAD-DINO recipe. The origin of a number stands
+beside it: [card] the published model card or files, [derived] a work that derives from it,
+[dinov2] the default of the DINOv2 release, which RAD-DINO is believed to keep, [clip] and [siglip]
+the papers of that name, [ours] chosen here, for want of a published number.
 """
 
 from __future__ import annotations
@@ -43,18 +44,13 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True)
-class CropsConfig:
-    """Multi-crop augmentation."""
+class GlobalCropConfig:
+    """What every kind of run knows of a global crop."""
 
     global_size: int = _setting(518, "side of a global crop, pixels")  # [derived]
     global_scale: Pair = _setting(
         (0.5, 1.0), "area of a global crop, share of the image"
     )  # [derived]
-    local_size: int = _setting(196, "side of a local crop, pixels")  # [derived]
-    local_scale: Pair = _setting(
-        (0.2, 0.5), "area of a local crop, share of the image"
-    )  # [derived]
-    local_count: int = _setting(8, "local crops an image")  # [derived]
     aspect: Pair = _setting(
         (3 / 4, 4 / 3), "width over height of a crop before resizing"
     )  # [dinov2]
@@ -62,11 +58,31 @@ class CropsConfig:
     jitter: float = _setting(0.8, "probability of a change of brightness and contrast")  # [derived]
     brightness: float = _setting(0.4, "brightness factor is drawn from 1 ± this")  # [derived]
     contrast: float = _setting(0.4, "contrast factor is drawn from 1 ± this")  # [derived]
+    blur_sigma: Pair = _setting((0.1, 2.0), "standard deviation of the blur, pixels")  # [dinov2]
+
+
+@dataclass(frozen=True)
+class CropsConfig(GlobalCropConfig):
+    """Multi-crop augmentation."""
+
+    local_size: int = _setting(196, "side of a local crop, pixels")  # [derived]
+    local_scale: Pair = _setting(
+        (0.2, 0.5), "area of a local crop, share of the image"
+    )  # [derived]
+    local_count: int = _setting(8, "local crops an image")  # [derived]
     # [dinov2] It writes 1.0, 0.1 and 0.5, but applies 1 minus that: these are what it applies.
     blur_global_first: float = _setting(0.0, "probability of blur, first global crop")
     blur_global_second: float = _setting(0.9, "probability of blur, second global crop")
     blur_local: float = _setting(0.5, "probability of blur, local crops")
-    blur_sigma: Pair = _setting((0.1, 2.0), "standard deviation of the blur, pixels")  # [dinov2]
+
+
+@dataclass(frozen=True)
+class OneCropConfig(GlobalCropConfig):
+    """One crop an image: the first global crop of multi-crop augmentation."""
+
+    # A mirrored image contradicts every "left" and "right" of its report.
+    flip: float = _setting(0.0, "probability of a horizontal flip")  # [ours]
+    blur: float = _setting(0.0, "probability of blur")  # [dinov2] of its first global crop
 
 
 @dataclass(frozen=True)
@@ -109,7 +125,7 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class AdamWConfig:
     """AdamW and its schedules."""
 
     learning_rate: float = _setting(
@@ -129,6 +145,12 @@ class OptimizerConfig:
     gradient_clip: float = _setting(
         3.0, "largest gradient norm, each submodule on its own"
     )  # [derived]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(AdamWConfig):
+    """AdamW and its schedules."""
+
     freeze_last_layer: float = _setting(
         0.01, "share of the steps for which the prototypes stay as they are"
     )  # [derived]
@@ -159,8 +181,8 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """A pre-training run."""
+class RunConfig:
+    """What every kind of pre-training run has."""
 
     recipe: str = _setting("base-518", "name of the recipe that this run began with")
     steps: int = _setting(100_000, "optimizer steps")  # [card]
@@ -172,19 +194,12 @@ class PretrainConfig:
     evaluate_images: int = _setting(2000, "images of each split in a probe, at most")  # [ours]
     data: tuple[str, ...] = _setting((), "dataset directories")
     init: str = _setting("", "encoder to continue from; empty: from random weights")
-    head_warmup: int = _setting(
-        500, "steps for which only a fresh head is trained, when init comes without one"
-    )  # [ours]
     guard: float = _setting(
         0.0, "stop when the probe's macro-AUROC falls this far below the start; 0: never"
     )
     encoder: EncoderConfig = EncoderConfig()
-    crops: CropsConfig = CropsConfig()
-    masks: MasksConfig = MasksConfig()
-    heads: HeadsConfig = HeadsConfig()
-    loss: LossConfig = LossConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    teacher: TeacherConfig = TeacherConfig()
+    crops: GlobalCropConfig = GlobalCropConfig()
+    optimizer: AdamWConfig = AdamWConfig()
     engine: EngineConfig = EngineConfig()
 
     @property
@@ -193,13 +208,79 @@ class PretrainConfig:
         return self.optimizer.learning_rate * math.sqrt(self.batch_size / 1024)
 
 
-def to_json(config: PretrainConfig) -> str:
+@dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """A pre-training run on images alone."""
+
+    head_warmup: int = _setting(
+        500, "steps for which only a fresh head is trained, when init comes without one"
+    )  # [ours]
+    crops: CropsConfig = CropsConfig()
+    masks: MasksConfig = MasksConfig()
+    heads: HeadsConfig = HeadsConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    teacher: TeacherConfig = TeacherConfig()
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The reports and their encoder."""
+
+    model: str = _setting(
+        "", "Hugging Face directory of a text model; empty: a small one from random weights"
+    )
+    sentences: int = _setting(
+        3, "sentences drawn from findings and impression a step; 0: all of them"
+    )  # [ours]
+    max_tokens: int = _setting(
+        77, "longest text, tokens; a longer one is cut at a sentence"
+    )  # [clip]
+    vocabulary: int = _setting(
+        8000, "tokens of the small model, learned from the reports"
+    )  # [ours]
+    width: int = _setting(256, "width of the small model")  # [ours]
+    depth: int = _setting(4, "blocks of the small model")  # [ours]
+    heads: int = _setting(4, "attention heads of the small model")  # [ours]
+    learning_rate_factor: float = _setting(
+        1.0, "learning rate of the text encoder over the image encoder's"
+    )  # [ours]
+
+
+@dataclass(frozen=True)
+class ContrastiveLossConfig:
+    """The objective that tells an image's own report from others'."""
+
+    loss: Literal["clip", "siglip"] = _setting(
+        "clip", "clip: softmax over the batch; siglip: sigmoid of each pair"
+    )
+    embedding: int = _setting(512, "width of the space that images and texts share")  # [clip]
+    logit_scale: float = _setting(
+        1 / 0.07, "initial factor of the cosine similarities, 1 / temperature"
+    )  # [clip]
+    logit_scale_largest: float = _setting(100.0, "the factor learns no larger value")  # [clip]
+    logit_bias: float = _setting(
+        -10.0, "initial bias of siglip's logits; clip has none"
+    )  # [siglip]
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig(RunConfig):
+    """A pre-training run on images and their reports."""
+
+    recipe: str = _setting("clip-base-518", "name of the recipe that this run began with")
+    crops: OneCropConfig = OneCropConfig()
+    text: TextConfig = TextConfig()
+    contrastive: ContrastiveLossConfig = ContrastiveLossConfig()
+
+
+def to_json(config: RunConfig) -> str:
     """The config as JSON text."""
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
-def from_json(text: str, where: Path | str) -> PretrainConfig:
-    """Read a config back.
+def from_json(text: str, where: Path | str) -> RunConfig:
+    """Read a config back: a `ContrastiveConfig` where it has that group, else a `PretrainConfig`.
 
     Args:
         text: What `to_json` wrote.
@@ -212,22 +293,25 @@ def from_json(text: str, where: Path | str) -> PretrainConfig:
         values = json.loads(text)
     except ValueError as cause:
         raise InputError(f"{where} is not JSON ({cause}). Restore it from a copy.") from cause
-    config = _build(PretrainConfig, values, str(where))
+    language = isinstance(values, dict) and "contrastive" in values
+    config = _build(ContrastiveConfig if language else PretrainConfig, values, str(where))
     validate(config)
     return config
 
 
-def differences(before: PretrainConfig, after: PretrainConfig) -> list[str]:
-    """Fields that differ, each as `group.field: before -> after`.
+def differences(before: RunConfig, after: RunConfig) -> list[str]:
+    """Fields that differ, each as `group.field: before -> after`; of another kind, the recipe.
 
     Where the data lies is left out: a run is tied to the data's fingerprint, not to its path.
     """
+    if type(before) is not type(after):
+        return [f"recipe: {before.recipe} -> {after.recipe}"]
     after = dataclasses.replace(after, data=before.data)
     old, new = _flat(dataclasses.asdict(before)), _flat(dataclasses.asdict(after))
     return [f"{name}: {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
 
 
-def validate(config: PretrainConfig) -> None:
+def validate(config: RunConfig) -> None:
     """Check every field against what the method can do.
 
     Raises:
@@ -235,23 +319,12 @@ def validate(config: PretrainConfig) -> None:
     """
     _require_ranges(config)
     c = config
-    patch = c.encoder.patch_size
-    for name, size in (
-        ("encoder.image_size", c.encoder.image_size),
-        ("crops.global_size", c.crops.global_size),
-        ("crops.local_size", c.crops.local_size),
-    ):
-        if size < patch or size % patch:
-            below = max(patch, size // patch * patch)
-            raise InputError(
-                f"{name} is {size}, not a multiple of encoder.patch_size {patch}. "
-                f"Use {below} or {max(below, size // patch * patch) + patch}."
-            )
-    if not (c.loss.dino_weight or c.loss.ibot_weight or c.loss.koleo_weight):
-        raise InputError(
-            "loss.dino_weight, loss.ibot_weight and loss.koleo_weight are all 0, which leaves "
-            "nothing to learn. Set one of them above 0."
-        )
+    _require_multiples(c, "encoder.image_size", c.encoder.image_size)
+    _require_multiples(c, "crops.global_size", c.crops.global_size)
+    if isinstance(c, PretrainConfig):
+        _validate_images_alone(c)
+    if isinstance(c, ContrastiveConfig):
+        _validate_language(c)
     if c.batch_size % c.engine.accumulate:
         raise InputError(
             f"batch_size {c.batch_size} cannot be cut into engine.accumulate "
@@ -262,6 +335,28 @@ def validate(config: PretrainConfig) -> None:
             f"guard is {c.guard}, but evaluate_every is 0, and the guard looks at the probe. Set "
             "--evaluate-every to the steps between probes, or --guard 0."
         )
+
+
+def _require_multiples(config: RunConfig, name: str, size: int) -> None:
+    patch = config.encoder.patch_size
+    if size < patch or size % patch:
+        below = max(patch, size // patch * patch)
+        raise InputError(
+            f"{name} is {size}, not a multiple of encoder.patch_size {patch}. "
+            f"Use {below} or {max(below, size // patch * patch) + patch}."
+        )
+
+
+def _validate_images_alone(c: PretrainConfig) -> None:
+    _require_multiples(c, "crops.local_size", c.crops.local_size)
+    if c.crops.local_scale[0] == 0:
+        raise InputError("crops.local_scale must begin above 0.")
+    _require_choice("loss.centering", c.loss.centering, ("centering", "sinkhorn"))
+    if not (c.loss.dino_weight or c.loss.ibot_weight or c.loss.koleo_weight):
+        raise InputError(
+            "loss.dino_weight, loss.ibot_weight and loss.koleo_weight are all 0, which leaves "
+            "nothing to learn. Set one of them above 0."
+        )
     if c.loss.koleo_weight > 0 and c.batch_size // c.engine.accumulate < 2:
         raise InputError(
             "loss.koleo_weight needs at least 2 images in each part of a batch: raise batch_size, "
@@ -269,12 +364,34 @@ def validate(config: PretrainConfig) -> None:
         )
 
 
+def _validate_language(c: ContrastiveConfig) -> None:
+    _require_choice("contrastive.loss", c.contrastive.loss, ("clip", "siglip"))
+    if c.batch_size < 2:
+        raise InputError("batch_size is 1: there is no other report to tell from. Give 2 or more.")
+    if c.text.width % c.text.heads:
+        raise InputError(
+            f"text.width {c.text.width} cannot be shared out over text.heads {c.text.heads}. Make "
+            "it a multiple."
+        )
+    if c.text.vocabulary < _SMALLEST_VOCABULARY:
+        raise InputError(
+            f"text.vocabulary is {c.text.vocabulary}. It must be at least {_SMALLEST_VOCABULARY}: "
+            "every byte and the special tokens."
+        )
+    if c.contrastive.logit_scale > c.contrastive.logit_scale_largest:
+        raise InputError(
+            f"contrastive.logit_scale {c.contrastive.logit_scale} is above "
+            f"contrastive.logit_scale_largest {c.contrastive.logit_scale_largest}. Lower it."
+        )
+
+
+_SMALLEST_VOCABULARY = 256 + 3
 _SHARES = {
     "encoder.drop_path", "crops.flip", "crops.jitter", "crops.blur_global_first",
     "crops.blur_global_second", "crops.blur_local", "crops.brightness", "crops.contrast",
     "masks.probability", "masks.ratio", "loss.teacher_temperature_warmup", "optimizer.warmup",
     "optimizer.freeze_last_layer", "teacher.momentum", "optimizer.layer_decay", "optimizer.beta1",
-    "optimizer.beta2", "crops.global_scale", "crops.local_scale",
+    "optimizer.beta2", "crops.global_scale", "crops.local_scale", "crops.blur",
 }  # fmt: skip
 _RANGES = {
     "masks.ratio", "crops.global_scale", "crops.local_scale", "crops.aspect", "crops.blur_sigma",
@@ -283,18 +400,22 @@ _MAY_BE_ZERO = _SHARES | {
     "seed", "evaluate_every", "encoder.registers", "crops.local_count", "loss.dino_weight",
     "loss.ibot_weight", "loss.koleo_weight", "optimizer.weight_decay", "head_warmup", "guard",
     "optimizer.learning_rate_end", "optimizer.patch_embed_factor", "encoder.layerscale_init",
+    "text.sentences", "text.learning_rate_factor",
 }  # fmt: skip
+_MAY_BE_NEGATIVE = {"contrastive.logit_bias"}
 
 
 # A seed must fit torch's generators; the others are sizes beyond which only a slip can lie. [ours]
 _AT_MOST = {
     "seed": 2**63 - 1, "heads.prototypes": 2**20, "heads.hidden": 2**20, "heads.bottleneck": 2**20,
     "encoder.registers": 64, "encoder.image_size": 4096, "crops.local_count": 64,
-    "crops.global_size": 4096, "crops.local_size": 4096,
+    "crops.global_size": 4096, "crops.local_size": 4096, "text.max_tokens": 8192,
+    "text.vocabulary": 2**20, "text.width": 2**14, "text.depth": 256,
+    "contrastive.embedding": 2**16,
 }  # fmt: skip
 
 
-def _require_ranges(config: PretrainConfig) -> None:
+def _require_ranges(config: RunConfig) -> None:
     for name, value in _flat(dataclasses.asdict(config)).items():
         numbers = value if isinstance(value, (tuple, list)) else (value,)
         for number in numbers:
@@ -302,6 +423,8 @@ def _require_ranges(config: PretrainConfig) -> None:
                 continue
             if isinstance(number, float) and not math.isfinite(number):
                 raise InputError(f"{name} is {value}. It must be finite.")
+            if name in _MAY_BE_NEGATIVE:
+                continue
             if number < 0 or (number == 0 and name not in _MAY_BE_ZERO):
                 least = "0 or more" if name in _MAY_BE_ZERO else "more than 0"
                 raise InputError(f"{name} is {value}. It must be {least}.")
@@ -311,9 +434,8 @@ def _require_ranges(config: PretrainConfig) -> None:
                 raise InputError(f"{name} is {value}. It must lie between 0 and 1.")
         if name in _RANGES and list(numbers) != sorted(numbers):
             raise InputError(f"{name} is {value}. The first must not exceed the second.")
-    if config.crops.global_scale[0] == 0 or config.crops.local_scale[0] == 0:
-        raise InputError("crops.global_scale and crops.local_scale must begin above 0.")
-    _require_choice("loss.centering", config.loss.centering, ("centering", "sinkhorn"))
+    if config.crops.global_scale[0] == 0:
+        raise InputError("crops.global_scale must begin above 0.")
     _require_choice("encoder.position_init", config.encoder.position_init, ("random", "sincos"))
     _require_choice("engine.precision", config.engine.precision, ("auto", "float32", "bfloat16"))
 

@@ -11,7 +11,8 @@ import numpy as np
 from selfray.config import PretrainConfig, validate
 from selfray.data.dataset import RadiographDataset, write_atomically
 from selfray.data.loader import CropBatch
-from selfray.pretrain import build_loader, open_data
+from selfray.pretrain import build_loader
+from selfray.run_loop import open_data
 
 _IMAGES = 6  # of the first batch, one row each
 _LOCAL = 6  # columns of local crops, at most

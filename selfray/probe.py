@@ -1,26 +1,38 @@
-"""The probe of a run: how good are the teacher's frozen features now?"""
+"""The probe of a run: how good are the encoder's frozen features now?"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from selfray.config import PretrainConfig
+from selfray.config import RunConfig
 from selfray.data.dataset import RadiographDataset
 from selfray.data.sampler import Purpose, generator_at
 from selfray.evals.linear_probe import target_values, validation_probe
 from selfray.models.encoder import Encoder, vit_encoder
 from selfray.models.preprocessing import Preprocessing
-from selfray.objectives.student_teacher import StudentTeacher, encoder_of
+from selfray.models.vit import VisionTransformer
 
 Places = Sequence[tuple[RadiographDataset, int]]
 
 _BATCH = 64
 _METADATA = ("sex", "age_years")
+
+
+class Trained(Protocol):
+    """Networks in training, of which an encoder is the result."""
+
+    mean: float
+    std: float
+
+    @property
+    def result(self) -> VisionTransformer:
+        """The encoder that the run is for."""
+        ...
 
 
 class Probe:
@@ -33,7 +45,7 @@ class Probe:
     """
 
     def __init__(
-        self, datasets: Sequence[RadiographDataset], config: PretrainConfig, device: torch.device
+        self, datasets: Sequence[RadiographDataset], config: RunConfig, device: torch.device
     ) -> None:
         self._image_size, self._device = config.encoder.image_size, device
         findings = [f for f in datasets[0].findings if all(f in d.findings for d in datasets)]
@@ -51,12 +63,10 @@ class Probe:
         """Whether there is a finding to probe for, in both splits."""
         return self._labelled(self.names[: -len(_METADATA)])
 
-    def __call__(self, networks: StudentTeacher) -> dict[str, Any]:
-        """Probe the teacher; see `selfray.evals.linear_probe.validation_probe`."""
+    def __call__(self, networks: Trained) -> dict[str, Any]:
+        """Probe the encoder; see `selfray.evals.linear_probe.validation_probe`."""
         size, mean, std = self._image_size, (networks.mean,) * 3, (networks.std,) * 3
-        encoder = vit_encoder(
-            "teacher", encoder_of(networks.teacher), Preprocessing(size, mean, std, size)
-        )
+        encoder = vit_encoder("in training", networks.result, Preprocessing(size, mean, std, size))
         return self.score(lambda places: self._features(encoder, places))
 
     def score(self, features: Callable[[Places], np.ndarray]) -> dict[str, Any]:
@@ -81,7 +91,7 @@ class Probe:
         )
 
     def _choose(
-        self, datasets: Sequence[RadiographDataset], split: str, config: PretrainConfig
+        self, datasets: Sequence[RadiographDataset], split: str, config: RunConfig
     ) -> tuple[list[tuple[RadiographDataset, int]], np.ndarray]:
         places = [(d, int(row)) for d in datasets for row in d.rows(split)]
         labels = np.concatenate(

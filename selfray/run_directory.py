@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 import selfray
 from selfray.checkpoint import NO_ROOM, list_checkpoints
-from selfray.config import PretrainConfig, differences, from_json, to_json
+from selfray.config import RunConfig, differences, from_json, to_json
 from selfray.data.dataset import write_atomically
 from selfray.errors import InputError, nearest
 
@@ -42,7 +42,7 @@ class RunDirectory:
     """
 
     def __init__(
-        self, path: Path, config: PretrainConfig, fingerprints: list[str], resume: str
+        self, path: Path, config: RunConfig, fingerprints: list[str], resume: str
     ) -> None:
         if resume not in RESUME:
             raise InputError(f"--resume is {resume!r}. {nearest(resume, RESUME)}")

@@ -82,6 +82,16 @@ class StudentTeacher(nn.Module):
         """Blocks of the encoder."""
         return encoder_of(self.student).depth
 
+    @property
+    def trained(self) -> nn.Module:
+        """What the optimizer moves: the student."""
+        return self.student
+
+    @property
+    def result(self) -> VisionTransformer:
+        """The encoder that the run is for: the teacher's."""
+        return encoder_of(self.teacher)
+
     @torch.no_grad()
     def teacher_targets(
         self, parts: Sequence[Crops], temperature: float

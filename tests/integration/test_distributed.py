@@ -138,14 +138,14 @@ def test_a_run_begun_on_two_ranks_ends_on_one(micro_data: Path, tmp_path: Path) 
     config = _config(micro_data)
 
     def stopped(rank: int) -> None:
-        speed, steps = pretrain._speed, iter(range(1, 99))
+        speed, steps = pretrain.speed, iter(range(1, 99))
 
         def interrupt(*arguments: Any) -> dict[str, float]:
             if next(steps) == 2 and rank == 1:  # the other rank has to hear of it
                 os.kill(os.getpid(), signal.SIGTERM)
             return speed(*arguments)
 
-        pretrain._speed = interrupt
+        pretrain.speed = interrupt
         with pytest.raises(Interrupted):
             run_pretrain(config, tmp_path / "run")
 

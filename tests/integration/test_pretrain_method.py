@@ -27,11 +27,10 @@ from selfray.pretrain import (
     build_loader,
     build_run_optimizer,
     open_data,
-    put_back,
     scheduled,
-    state_tensors,
 )
 from selfray.pretrain import pretrain as run_pretrain
+from selfray.run_loop import put_back, state_tensors
 
 
 class Bench:
@@ -43,7 +42,7 @@ class Bench:
         self.batch: Callable[[int], CropBatch] = loader.batch
         self.networks, _, _ = initialise(config)
         self.optimizer = build_run_optimizer(config, self.networks)
-        self.autocast = pretrain._autocast(config, torch.device("cpu"))
+        self.autocast = pretrain.autocast(config, torch.device("cpu"))
 
     def step(self, step: int, batch: CropBatch | None = None) -> dict[str, float]:
         torch.manual_seed(step)

@@ -163,14 +163,14 @@ def test_a_full_disk_is_said_in_one_line_and_older_checkpoints_are_intact(
 
         from selfray import pretrain
 
-        speed, steps = pretrain._speed, iter(range(99))
+        speed, steps = pretrain.speed, iter(range(99))
 
         def interrupt(*arguments: Any) -> dict[str, float]:
             if next(steps) == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             return speed(*arguments)
 
-        pretrain._speed = interrupt
+        pretrain.speed = interrupt
         run_pretrain(half, run)
 
     def go_on_with_little_room() -> None:

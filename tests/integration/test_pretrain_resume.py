@@ -67,14 +67,14 @@ def test_the_same_config_gives_the_same_run_twice(
 def _at(moment: int, action: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Do something within the given step, counted from here."""
     calls = iter(range(1, 1000))
-    original = pretrain._speed
+    original = pretrain.speed
 
     def speed(*arguments: Any) -> dict[str, float]:
         if next(calls) == moment:
             action()
         return original(*arguments)
 
-    monkeypatch.setattr(pretrain, "_speed", speed)
+    monkeypatch.setattr(pretrain, "speed", speed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

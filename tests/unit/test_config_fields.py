@@ -13,7 +13,7 @@ import selfray
 from selfray.config import CropsConfig, PretrainConfig
 from selfray.data.crops import MultiCrop
 
-READERS = ("pretrain", "preview", "initialise", "probe", "run_encoder", "run_directory")
+READERS = ("pretrain", "run_loop", "preview", "initialise", "probe", "run_encoder", "run_directory")
 
 
 def _attributes_read() -> set[str]:

@@ -18,7 +18,9 @@ PACKAGE = ROOT / "selfray"
 # Part of the package -> parts that it may import. A part is a module or a folder of modules, and
 # the longest name that fits is the part of a module. Each may import itself and `errors`.
 METHOD = {"distributed", "data", "models", "objectives", "evals"}
-RUN = {"config", "checkpoint", "run_directory", "initialise", "probe", "run_encoder"}
+RUN = {
+    "config", "checkpoint", "run_directory", "initialise", "probe", "run_encoder", "run_loop",
+}  # fmt: skip
 FEATURES = {"feature_directory", "inference", "pixel_baselines"}
 STAGES = {
     "data.phantom", "data.ingest", "pretrain", "preview", "features", "evaluate", "summary",
@@ -40,9 +42,10 @@ ALLOWED: dict[str, set[str]] = {
     "run_directory": {"config", "checkpoint", "data"},
     "initialise": {"config", "models", "objectives"},
     "probe": {"config", "data", "evals", "models", "objectives"},
+    "run_loop": METHOD | RUN | {"progress"},
     "run_encoder": {"run_directory", "data", "models", "objectives"},
     "pretrain": METHOD | RUN | {"progress"},
-    "preview": METHOD | {"config", "pretrain"},
+    "preview": METHOD | {"config", "pretrain", "run_loop"},
     "feature_directory": {"data"},
     "inference": {"models"},
     "pixel_baselines": {"data"},
