@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from itertools import permutations
+from itertools import combinations, permutations
 
 import numpy as np
 import pyarrow as pa
@@ -55,9 +55,15 @@ def score_segmentation(
                 line | ({"probe_seeds": n} if (n := scorer.seeds(values[encoder])) > 1 else {})
             )
     _rank(lines, measured)
+    p_values = {
+        frozenset(pair): scorer.p_values(values[pair[0]], values[pair[1]])
+        for pair in combinations(tables, 2)
+        if baseline is None or baseline in pair
+    }
     for one, other in permutations(tables, 2):
         if baseline in (None, other):
-            lines += scorer.differences(one, other, measured, values, units)
+            tested = p_values[frozenset((one, other))]
+            lines += scorer.differences(one, other, measured, values, units, tested)
     return lines
 
 
@@ -173,25 +179,20 @@ class _Scorer:
         measured: Mapping[str, Mapping[_Key, Estimate]],
         values: Mapping[str, _Values],
         units: Mapping[str, str],
+        p_values: Mapping[_Key, float],
     ) -> Iterator[Line]:
         """Paired by patient, in favour of `one`; of Dice, with p-values by permutation."""
-        tests: dict[_Key, list[PermutationTest]] = {}
-        for key in measured[one]:
-            mine, its = (values[encoder].get((*key, 0)) for encoder in (one, other))
-            if key[2] == "dice" and mine is not None and its is not None:
-                tests[key] = [self._test(mine - its)]
-                tests.setdefault((key[0], MEAN, "dice"), []).append(tests[key][0])
         found = []
         for key, mine in measured[one].items():
             its = measured[other].get(key)
-            if key not in tests or its is None or math.isnan(mine.point - its.point):
+            if key not in p_values or its is None or math.isnan(mine.point - its.point):
                 continue
             difference = in_favour(mine, its, key[2])
             named = f"{key[2]}_difference"
             line = self.line(one, key, named, difference, units[one], values[one])
             line["reference"] = other
             if self.seeds(values[one]) == self.seeds(values[other]) == 1:
-                line |= {"p_value": mean_test(tests[key]).p, "test": "permutation"}
+                line |= {"p_value": p_values[key], "test": "permutation"}
             found.append(line)
         for decoder in dict.fromkeys(line["probe"] for line in found):
             add_holm(
@@ -202,6 +203,17 @@ class _Scorer:
                 ]
             )
         yield from found
+
+    def p_values(self, one: _Values, other: _Values) -> dict[_Key, float]:
+        """Two-sided, of each label and of their mean: the order of the encoders is no matter."""
+        tests: dict[_Key, list[PermutationTest]] = {}
+        for (decoder, label, metric, seed), mine in one.items():
+            its = other.get((decoder, label, metric, seed))
+            if metric == "dice" and seed == 0 and its is not None:
+                test = self._test(mine - its)
+                tests[decoder, label, metric] = [test]
+                tests.setdefault((decoder, MEAN, metric), []).append(test)
+        return {key: mean_test(of).p for key, of in tests.items()}
 
     def _test(self, differences: np.ndarray) -> PermutationTest:
         """Whether the mean difference could be 0: encoders swapped patient by patient."""

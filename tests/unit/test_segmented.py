@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from selfray.evals.bootstrap import PatientResamples
+from selfray.evaluate import segmented
 from selfray.evaluate.segmented import score_segmentation
 
 LABELS = ("lung", "heart")
@@ -78,6 +79,7 @@ def test_the_better_encoder_is_marked_and_the_difference_is_paired():
     other = line_of(lines, encoder="a", reference="b", target="lung", metric="dice_difference")
     assert difference["value"] == pytest.approx(0.02, abs=0.003) == -other["value"]
     assert difference["ci_low"] > 0 and difference["p_value"] <= difference["p_holm"] < 0.01
+    assert (other["p_value"], other["p_holm"]) == (difference["p_value"], difference["p_holm"])
     assert difference["ci_high"] - difference["ci_low"] < better["ci_high"] - better["ci_low"]
 
 
@@ -87,3 +89,24 @@ def test_several_seeds_give_their_mean():
     frame = table.to_pandas()
     assert line["value"] == pytest.approx(frame[frame["label"] == "lung"]["dice"].mean())
     assert line["probe_seeds"] == 3
+
+
+def test_a_pair_is_tested_once_and_a_baseline_s_pairs_alone(monkeypatch):
+    tested: list[int] = []
+    test = segmented.PermutationTest
+
+    def counted(*arguments):
+        tested.append(1)
+        return test(*arguments)
+
+    monkeypatch.setattr(segmented, "PermutationTest", counted)
+    tables = {"a": scores(0), "b": scores(0.02), "c": scores(0.01)}
+    lines = score_segmentation(tables, seed=0)
+    assert len(tested) == 3 * len(LABELS)
+    assert sum("p_value" in line for line in lines) == 6 * (len(LABELS) + 1)
+    tested.clear()
+    lines = score_segmentation(tables, seed=0, baseline="b")
+    assert len(tested) == 2 * len(LABELS)
+    assert {(x["encoder"], x["reference"]) for x in lines if "reference" in x} == {
+        ("a", "b"), ("c", "b"),
+    }  # fmt: skip
