@@ -32,12 +32,9 @@ class Subgroup:
         n_patients: Patients of these.
         positives: Positive images; None where the target is real-valued.
         too_few: Fewer than 20 patients of a class (of all, where the target is real-valued): no
-            number is given, `value` is NaN and the intervals are not defined.
+            number is given, `value` is NaN.
         value: The metric.
-        interval: Of `value`.
-        minus_rest: The metric less that of all other images whose group is known.
-        minus_rest_interval: Of `minus_rest`; not defined where the others are too few.
-        estimate: Of `value`, for means over findings; None where there are too few.
+        estimate: Of `value`, for its interval and for means; None where there are too few.
     """
 
     group: str
@@ -46,9 +43,6 @@ class Subgroup:
     positives: int | None
     too_few: bool
     value: float
-    interval: Interval
-    minus_rest: float
-    minus_rest_interval: Interval
     estimate: Estimate | None
 
 
@@ -113,15 +107,9 @@ def subgroup_results(
     rows, of_group = [], []
     for name in sorted(set(groups[named])):
         inside = named & (groups == name)
-        one, others = (
-            estimates(metrics, np.where(images, known, np.nan), predictions, resamples, left_out)
-            for images in (inside, named & ~inside)
-        )
-        value = one[metric]
+        images = np.where(inside, known, np.nan)
+        value = estimates(metrics, images, predictions, resamples, left_out)[metric]
         too_few = value.evidence < FEWEST
-        rest = value - others[metric]
-        alone = too_few or others[metric].evidence < FEWEST
-        undefined = Interval(np.nan, np.nan, 0)
         rows.append(
             Subgroup(
                 group=str(name),
@@ -130,9 +118,6 @@ def subgroup_results(
                 positives=None if real else int((known[inside] == 1).sum()),
                 too_few=too_few,
                 value=np.nan if too_few else value.point,
-                interval=undefined if too_few else value.interval(),
-                minus_rest=np.nan if alone else rest.point,
-                minus_rest_interval=undefined if alone else rest.interval(),
                 estimate=None if too_few else value,
             )
         )
