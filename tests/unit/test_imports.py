@@ -23,7 +23,7 @@ RUN = {
 }  # fmt: skip
 FEATURES = {"feature_directory", "inference", "pixel_baselines"}
 STAGES = {
-    "data.phantom", "data.ingest", "pretrain", "preview", "features", "evaluate", "summary",
+    "data.phantom", "data.ingest", "pretrain", "pretrain_language", "preview", "features", "evaluate", "summary",
     "export",
 }  # fmt: skip
 ALLOWED: dict[str, set[str]] = {
@@ -38,6 +38,8 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"data", "distributed"},
     "objectives": {"models", "distributed"},
     "evals": {"models", "progress"},
+    "evals.report_training": {"evals", "models", "progress", "data", "checkpoint"},
+    "report_config": set(),
     "checkpoint": {"data"},
     "run_directory": {"config", "checkpoint", "data"},
     "initialise": {"config", "models", "objectives"},
@@ -45,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "run_loop": METHOD | RUN | {"progress"},
     "run_encoder": {"run_directory", "data", "models", "objectives"},
     "pretrain": METHOD | RUN | {"progress"},
+    "pretrain_language": METHOD | RUN,
     "preview": METHOD | {"config", "pretrain", "run_loop"},
     "feature_directory": {"data"},
     "inference": {"models"},
@@ -54,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     "summary": METHOD | RUN | {"feature_directory", "evaluate"},
     "export": {"models"},
     "field_options": {"config", "recipes"},
-    "cli": STAGES | {"field_options", "recipes", "models"},
+    "cli": STAGES | {"config", "field_options", "recipes", "models"},
     "rad_dino": {"models"},
     "sklearn": {"models"},
     "__main__": {"cli"},

@@ -1,0 +1,266 @@
+"""Patch tokens of a frozen encoder → projector → causal language model → report.
+
+LLaVA's layout: the projected patch tokens stand among the embeddings of the prompt.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfray.errors import InputError
+from selfray.models.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FitTarget = Callable[[str, Callable[[str], bool]], tuple[str, bool]]
+"""From a text and `fits(part of it)` to the longest part that fits, and whether it was cut."""
+
+
+@dataclass(frozen=True)
+class ReportExamples:
+    """Images with the prompt and the text that belong to each.
+
+    Attributes:
+        tokens: Patch tokens of all images, [N, h, w, D], may be memory-mapped.
+        rows: int [n], which image each example has; an image may come several times.
+        prompts: n texts, what is known before the image is read; may be empty.
+        targets: n texts, what is to be written.
+    """
+
+    tokens: np.ndarray
+    rows: np.ndarray
+    prompts: Sequence[str]
+    targets: Sequence[str]
+
+
+@dataclass(frozen=True)
+class EncodedExamples:
+    """Examples as tokens of the language model.
+
+    Attributes:
+        tokens: As in `ReportExamples`.
+        rows: As in `ReportExamples`.
+        prompts: Token ids from the visual tokens to the report, n lists.
+        targets: Token ids of the report with the end token, n lists, none empty.
+        cut: How many targets were too long and end early.
+    """
+
+    tokens: np.ndarray
+    rows: np.ndarray
+    prompts: list[list[int]]
+    targets: list[list[int]]
+    cut: int
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of prompt and target, int [n]."""
+        pairs = zip(self.prompts, self.targets, strict=True)
+        return np.array([len(prompt) + len(target) for prompt, target in pairs])
+
+
+class ReportModel(nn.Module):
+    """A projector in front of a language model.
+
+    Args:
+        language: The language model, whose network becomes part of this module.
+        width: D of the patch tokens.
+        visual_side: Patch tokens are averaged to a grid of this side; 0 keeps all.
+        projector_layers: Linear layers, >= 1, with GELU between them.
+        seed: Of the projector's fresh weights.
+    """
+
+    def __init__(
+        self,
+        language: LanguageModel,
+        width: int,
+        *,
+        visual_side: int,
+        projector_layers: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.language, self.width, self.visual_side = language, width, visual_side
+        self.projector_layers, self.fully_trained = projector_layers, False
+        self.network = language.network
+        embedding = self.network.get_input_embeddings()
+        hidden = embedding.weight.shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            layers: list[nn.Module] = [nn.LayerNorm(width), nn.Linear(width, hidden)]
+            for _ in range(projector_layers - 1):
+                layers += [nn.GELU(), nn.Linear(hidden, hidden)]
+        self.projector = nn.Sequential(*layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the projector is."""
+        return next(self.projector.parameters()).device
+
+    def visual(self, tokens: np.ndarray) -> Tensor:
+        """Projected patch tokens.
+
+        Args:
+            tokens: [B, h, w, D].
+
+        Returns:
+            [B, V, H], V = visual_side² or h w, row by row.
+        """
+        patches = torch.from_numpy(np.asarray(tokens)).to(self.device).float()
+        if self.visual_side:
+            side = (self.visual_side, self.visual_side)
+            patches = F.adaptive_avg_pool2d(patches.movedim(-1, 1), side).movedim(1, -1)
+        return self.projector(patches.flatten(1, 2))
+
+    def visual_count(self, tokens: np.ndarray) -> int:
+        """How many visual tokens an image of [N, h, w, D] has."""
+        return self.visual_side**2 or tokens.shape[1] * tokens.shape[2]
+
+    def embeddings(self, tokens: np.ndarray, texts: list[list[int]]) -> Tensor:
+        """What the language model reads: start, visual tokens, text; filled up on the right.
+
+        Nothing looks back at what is filled up, since attention is causal.
+
+        Args:
+            tokens: [B, h, w, D].
+            texts: B lists of token ids after the visual tokens.
+
+        Returns:
+            [B, L, H].
+        """
+        longest = max(len(ids) for ids in texts)
+        filled = [ids + [self.language.pad_id] * (longest - len(ids)) for ids in texts]
+        before = self.language.before_image()
+        ids = torch.tensor([before + row for row in filled], device=self.device)
+        embedded = self.network.get_input_embeddings()(ids)
+        visual = self.visual(tokens).to(embedded.dtype)
+        return torch.cat([embedded[:, : len(before)], visual, embedded[:, len(before) :]], dim=1)
+
+    def add_lora(
+        self, *, rank: int, alpha: float, dropout: float, targets: tuple[str, ...], seed: int
+    ) -> None:
+        """Give the language model low-rank adapters, which alone of it are trained.
+
+        Args:
+            rank: >= 1.
+            alpha: The adapters' part is scaled by alpha / rank.
+            dropout: Before the adapters, 0 to 1.
+            targets: Names of linear layers, or `all-linear` alone.
+            seed: Of the adapters' fresh weights.
+
+        Reference:
+            Hu et al., LoRA, ICLR 2022.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,  # type: ignore[arg-type]
+            lora_dropout=dropout,
+            target_modules="all-linear" if targets == ("all-linear",) else list(targets),
+            task_type="CAUSAL_LM",
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = get_peft_model(self.network, config)  # type: ignore[arg-type]
+
+    def open_lora(self, directory: Path) -> None:
+        """Put adapters that were saved on the language model."""
+        from peft import PeftModel
+
+        self.network = PeftModel.from_pretrained(self.network, str(directory))  # type: ignore
+
+    def merged_network(self) -> PreTrainedModel:
+        """A copy of the language model with its adapters merged into its weights."""
+        return copy.deepcopy(self.network).merge_and_unload()  # type: ignore[operator]
+
+    def loss_sum(self, examples: EncodedExamples, chosen: np.ndarray) -> tuple[Tensor, int]:
+        """Cross-entropy of the targets' tokens, summed.
+
+        Logits are computed only where some target of the batch has a token.
+
+        Args:
+            examples: All examples.
+            chosen: Which of them, int [B].
+
+        Returns:
+            The sum, scalar float32, and how many tokens it is over.
+        """
+        prompts = [examples.prompts[i] for i in chosen]
+        targets = [examples.targets[i] for i in chosen]
+        tokens = examples.tokens[examples.rows[chosen]]
+        # The last token is only predicted, never read.
+        texts = [prompt + target[:-1] for prompt, target in zip(prompts, targets, strict=True)]
+        embedded = self.embeddings(tokens, texts)
+        start = embedded.shape[1] - max(len(ids) for ids in texts)
+        first = start + min(len(prompt) for prompt in prompts) - 1
+        places = torch.arange(first, embedded.shape[1], device=self.device)
+        logits = self.network(inputs_embeds=embedded, use_cache=False, logits_to_keep=places).logits
+        labels = torch.full(logits.shape[:2], -100)
+        for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
+            begin = start + len(prompt) - 1 - first
+            labels[row, begin : begin + len(target)] = torch.tensor(target)
+        wanted = (labels >= 0).to(self.device)
+        loss = F.cross_entropy(
+            logits[wanted].float(), labels.to(self.device)[wanted], reduction="sum"
+        )
+        return loss, sum(len(target) for target in targets)
+
+
+def encode_examples(
+    model: ReportModel, examples: ReportExamples, max_target_tokens: int, fit_target: FitTarget
+) -> EncodedExamples:
+    """Turn texts into tokens.
+
+    Args:
+        model: Whose tokenizer is taken.
+        examples: Every target has text.
+        max_target_tokens: Of a target, its end token included, >= 2.
+        fit_target: Cuts a target that is longer; what it returns is cut once more, by tokens, if
+            it still does not fit.
+
+    Raises:
+        InputError: An empty target; or an example that is longer than the language model's
+            positions.
+    """
+    language = model.language
+    prompts = [language.after_image(prompt) for prompt in examples.prompts]
+    targets, cut = [], 0
+
+    def fits(text: str) -> bool:
+        return len(language.text_ids(text)) < max_target_tokens
+
+    for place, text in enumerate(examples.targets):
+        if not text.strip():
+            raise InputError(
+                f"example {place} of the reports has an empty target. Leave images without one out."
+            )
+        ids = language.text_ids(text)
+        if len(ids) >= max_target_tokens:
+            ids = language.text_ids(fit_target(text, fits)[0])[: max_target_tokens - 1]
+            cut += 1
+        targets.append([*ids, language.end_id])
+    encoded = EncodedExamples(examples.tokens, examples.rows, prompts, targets, cut)
+    _require_positions(model, encoded)
+    return encoded
+
+
+def _require_positions(model: ReportModel, examples: EncodedExamples) -> None:
+    known = getattr(model.network.config, "max_position_embeddings", None)
+    texts = int(examples.lengths().max(initial=0))
+    visual = model.visual_count(examples.tokens)
+    needed = len(model.language.before_image()) + visual + texts
+    if known is not None and needed > known:
+        raise InputError(
+            f"the language model knows {known} positions, and the longest example has {needed}: "
+            f"{visual} visual tokens, {needed - visual} of text. Lower --visual-tokens or "
+            "--max-target-tokens."
+        )

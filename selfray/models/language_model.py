@@ -1,0 +1,188 @@
+"""Causal language models of Hugging Face's layout, and how a prompt with an image is laid out.
+
+Files are read from disk only: no network, no pickled weights, no code that comes with a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from selfray.errors import InputError
+from selfray.models.language_model_files import (
+    Fits,
+    converted_gguf,
+    hash_of,
+    network_without_weights,
+    one_line,
+    quiet,
+    read_config,
+    read_network,
+    transformers_library,
+    weight_files,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+IMAGE = "{image}"
+PROMPT = "{prompt}"
+PLAIN_TEMPLATE = "{image}\n{prompt}\n"
+"""The layout for a language model that has no chat template and was given none."""
+
+# Models round their vocabulary up, by 2 % at most among known ones (Phi-2: 50,295 of 51,200).
+_LEAST_SHARE = 0.9
+
+
+@dataclass
+class LanguageModel:
+    """A causal language model with its tokenizer.
+
+    Attributes:
+        network: Takes `inputs_embeds`.
+        tokenizer: Of the same vocabulary.
+        template: Text with `{image}` once and `{prompt}` once, special tokens written out.
+        end_id: Token that ends a report.
+        pad_id: Fills places that nothing looks at; the end token where the tokenizer has none,
+            which harms nothing, because no loss or mask is derived from it.
+        source: Where the weights are from, as given; empty for the small decoder.
+        sha256: Of the weights of `source`; empty for the small decoder.
+        notes: What was missing and what is done instead, a line each.
+    """
+
+    network: PreTrainedModel
+    tokenizer: Any  # PreTrainedTokenizerBase, whose types allow for every way to call it
+    template: str
+    end_id: int
+    pad_id: int
+    source: str = ""
+    sha256: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+    def before_image(self) -> list[int]:
+        """Tokens before the visual tokens: the same in every example."""
+        return self._ids(self.template.split(IMAGE)[0].replace(PROMPT, ""))
+
+    def after_image(self, prompt: str) -> list[int]:
+        """Tokens from the visual tokens to the report.
+
+        Args:
+            prompt: Plain text; what looks like a special token in it is only text.
+        """
+        before, after = self.template.split(IMAGE)[1].split(PROMPT)
+        return self._ids(before) + self.text_ids(prompt) + self._ids(after)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Tokens of plain text, none of them special."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+
+    def text(self, ids: list[int]) -> str:
+        """The text of tokens up to the end token."""
+        ids = ids[: ids.index(self.end_id)] if self.end_id in ids else ids
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def open_language_model(
+    source: Path, *, template: str, cache: Path, dtype: torch.dtype, fits: Fits
+) -> LanguageModel:
+    """Open a causal language model from disk, on the CPU.
+
+    Args:
+        source: A directory with `config.json`, safetensors and the tokenizer's files, or a GGUF
+            file.
+        template: Text with `{image}` and `{prompt}`; empty for the model's chat template, or
+            `PLAIN_TEMPLATE` where it has none.
+        cache: Where a GGUF file is converted to, once.
+        dtype: Of the weights.
+        fits: Told the directory and the network without weights before weights are read; raises
+            when there is no memory for it.
+
+    Raises:
+        InputError: It is not there, damaged, of an unknown kind, has pickled weights only, needs
+            code of its own, has another tokenizer, or no token that ends a text.
+    """
+    library = transformers_library(str(source))
+    with quiet(library):
+        directory = converted_gguf(source, cache, fits) if source.suffix == ".gguf" else source
+        config = read_config(directory)
+        files = weight_files(directory)
+        empty = network_without_weights(config, directory)
+        fits(directory, empty)
+        tokenizer = _read_tokenizer(directory)
+        _require_same_vocabulary(tokenizer, empty, directory)
+        end_id = _end_id(tokenizer, config, directory)
+        network = read_network(config, directory, dtype)
+    notes = []
+    pad_id = tokenizer.pad_token_id
+    if pad_id is None or pad_id == end_id:
+        pad_id = end_id
+        notes.append("no padding token of its own: the end token fills up, unseen by loss and mask")
+    if not template:
+        template = _chat_template(tokenizer) or PLAIN_TEMPLATE
+        if template == PLAIN_TEMPLATE:
+            notes.append("no chat template: image and prompt stand on lines of their own")
+    _require_template(template)
+    return LanguageModel(
+        network, tokenizer, template, end_id, pad_id, str(source), hash_of(files), tuple(notes)
+    )
+
+
+def _read_tokenizer(directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, TypeError, KeyError, ImportError) as cause:
+        raise InputError(
+            f"{directory}: its tokenizer cannot be read: {one_line(cause)}. Copy the tokenizer's "
+            "files of the same model there."
+        ) from cause
+
+
+def _require_same_vocabulary(tokenizer: Any, network: PreTrainedModel, directory: Path) -> None:
+    rows, known = network.get_input_embeddings().weight.shape[0], len(tokenizer)
+    if known > rows or known < _LEAST_SHARE * rows:
+        raise InputError(
+            f"{directory}: the tokenizer knows {known} tokens and the language model has {rows}: "
+            "they are of two models. Take both from the same one."
+        )
+
+
+def _end_id(tokenizer: Any, config: PreTrainedConfig, directory: Path) -> int:
+    end = tokenizer.eos_token_id
+    if end is None:
+        end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else None
+    if end is None:
+        raise InputError(
+            f"{directory}: neither the tokenizer nor config.json has an end token (eos_token), "
+            "without which no report ends. Name one in tokenizer_config.json."
+        )
+    return int(end)
+
+
+def _chat_template(tokenizer: Any) -> str:
+    """The model's chat template with image and prompt as one user's words; empty without one."""
+    if not tokenizer.chat_template:
+        return ""
+    said = [{"role": "user", "content": f"{IMAGE}\n{PROMPT}"}]
+    return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+
+
+def _require_template(template: str) -> None:
+    if (template.count(IMAGE), template.count(PROMPT)) != (1, 1) or template.index(
+        IMAGE
+    ) > template.index(PROMPT):
+        raise InputError(
+            f"the prompt template must have {IMAGE} once and, after it, {PROMPT} once. Set "
+            "--prompt-template."
+        )
