@@ -92,7 +92,7 @@ def open_report_model(
         InputError: No report model, a damaged one, or the language model that it refers to has
             other weights now.
     """
-    manifest = _manifest(directory)
+    manifest = read_report_manifest(directory)
     referenced = manifest["language_model"]
     base = Path(referenced["source"]) if referenced else directory
     language = open_base(base, manifest["template"])
@@ -118,7 +118,12 @@ def open_report_model(
     return model.eval()
 
 
-def _manifest(directory: Path) -> dict[str, Any]:
+def read_report_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a report model, with what `save_report_model` was told as `about`.
+
+    Raises:
+        InputError: No report model, or a damaged one.
+    """
     file = directory / _MANIFEST
     try:
         manifest = json.loads(file.read_bytes())

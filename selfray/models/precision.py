@@ -1,4 +1,4 @@
-"""Where half precision must not go."""
+"""Where half precision pays, and where it must not go."""
 
 from __future__ import annotations
 
@@ -9,3 +9,10 @@ from torch import Tensor
 def at_least_float32(values: Tensor) -> Tensor:
     """float32 of half-precision values; float32 and float64 as they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies matrices in bfloat16 by itself."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported()
