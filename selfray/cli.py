@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from selfray import __version__
+from selfray.config import ContrastiveConfig
 from selfray.errors import InputError, Interrupted, RunStopped, nearest
 from selfray.export import FORMATS
 from selfray.field_options import add_fields, configured, one_of
@@ -281,9 +282,14 @@ def _pretrain(arguments: argparse.Namespace) -> Iterator[str]:
         return
     if arguments.out is None:
         raise InputError("--out RUN is missing: the run directory to make or resume")
-    from selfray.pretrain import pretrain
+    if isinstance(arguments.config, ContrastiveConfig):
+        from selfray.pretrain_language import pretrain_language
 
-    pretrain(arguments.config, arguments.out, resume=arguments.resume)
+        pretrain_language(arguments.config, arguments.out, resume=arguments.resume)
+    else:
+        from selfray.pretrain import pretrain
+
+        pretrain(arguments.config, arguments.out, resume=arguments.resume)
     if os.environ.get("RANK", "0") == "0":  # torchrun sets it; one line is enough
         yield f"wrote {arguments.out}"
 
@@ -546,7 +552,7 @@ COMMANDS: dict[str, _Command] = {
         _ingest,
     ),
     "pretrain": _Command(
-        "Pre-train an encoder on the images of a dataset, or continue one",
+        "Pre-train an encoder on the images of a dataset, with or without reports, or continue one",
         "RECIPE --data DIR [DIR ...] --out RUN [options]",
         _pretrain_arguments,
         _pretrain,

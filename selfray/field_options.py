@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
-from selfray.config import Pair, PretrainConfig, validate
+from selfray.config import Pair, RunConfig, validate
 from selfray.errors import nearest
 from selfray.recipes import RECIPES, recipe
 
@@ -34,7 +34,7 @@ def _fields(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
             yield prefix + field.name, types[field.name], field.metadata["help"]
 
 
-def _value(config: PretrainConfig, name: str) -> Any:
+def _value(config: RunConfig, name: str) -> Any:
     value: Any = config
     for part in name.split("."):
         value = getattr(value, part)
@@ -49,18 +49,22 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _shown_values(name: str, recipes: dict[str, PretrainConfig]) -> str:
-    values = {key: _shown(_value(config, name)) for key, config in recipes.items()}
-    if len(set(values.values())) == 1:
-        return next(iter(values.values()))
-    return ", ".join(f"{key}: {value}" for key, value in values.items())
+def _shown_values(name: str, recipes: dict[str, RunConfig]) -> str:
+    """The value of each recipe that has the field; one alone where all have the same."""
+    of_value: dict[str, list[str]] = {}
+    for key, config in recipes.items():
+        if name in {known for known, _, _ in _fields(type(config))}:
+            of_value.setdefault(_shown(_value(config, name)), []).append(key)
+    if len(of_value) == 1 and len(next(iter(of_value.values()))) == len(recipes):
+        return next(iter(of_value))
+    return "; ".join(f"{', '.join(keys)}: {value}" for value, keys in of_value.items())
 
 
 def _true_or_false(word: str) -> bool:
     return one_of(("true", "false"))(word) == "true"
 
 
-_METAVARS = {"data": "DIR", "init": "ENCODER", "guard": "MARGIN"}
+_METAVARS = {"data": "DIR", "init": "ENCODER", "guard": "MARGIN", "text.model": "DIR"}
 
 
 def _reading(name: str, kind: Any) -> dict[str, Any]:
@@ -89,10 +93,10 @@ def add_fields(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     named = [word for word in words if word in RECIPES][:1] or list(RECIPES)
     recipes = {name: RECIPES[name]() for name in named}
     groups: dict[str, Any] = {}
-    for name, kind, text in _fields(PretrainConfig):
+    for name, (kind, text, config) in _fields_of(recipes.values()).items():
         group = name.rpartition(".")[0]
         if group not in groups:
-            doc = typing.get_type_hints(PretrainConfig)[group].__doc__ if group else None
+            doc = typing.get_type_hints(config)[group].__doc__ if group else None
             title = f"{group}: {doc.strip().rstrip('.')}" if doc else "the run"
             groups[group] = parser.add_argument_group(title)
         values = _shown_values(name, recipes)
@@ -105,21 +109,31 @@ def add_fields(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
         )
 
 
-def configured(arguments: argparse.Namespace) -> PretrainConfig:
+def _fields_of(recipes: Iterable[RunConfig]) -> dict[str, tuple[Any, str, type[RunConfig]]]:
+    """Type, help and kind of config of every field that a recipe has, group by group."""
+    found: dict[str, tuple[Any, str, type[RunConfig]]] = {}
+    for config in dict.fromkeys(map(type, recipes)):
+        found |= {
+            name: (kind, text, config) for name, kind, text in _fields(config) if name not in found
+        }
+    return found
+
+
+def configured(arguments: argparse.Namespace) -> RunConfig:
     """The recipe with the fields that the command line overrides.
 
     Raises:
         InputError: No such recipe, or a field out of its range.
     """
     config = recipe(arguments.recipe)
-    for name, _, _ in _fields(PretrainConfig):
+    for name, _, _ in _fields(type(config)):
         if name in vars(arguments):
             config = _replaced(config, name, vars(arguments)[name])
     validate(config)
     return config
 
 
-def _replaced(config: PretrainConfig, name: str, value: Any) -> PretrainConfig:
+def _replaced(config: RunConfig, name: str, value: Any) -> RunConfig:
     value = tuple(value) if isinstance(value, list) else value
     group, _, field = name.rpartition(".")
     if not group:

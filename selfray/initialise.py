@@ -9,11 +9,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from selfray.config import PretrainConfig
+from selfray.config import ContrastiveConfig, PretrainConfig, RunConfig
 from selfray.errors import InputError, nearest
 from selfray.models.heads import DinoHead
 from selfray.models.published import find_head, load_encoder
+from selfray.models.text_encoder import TextEncoder
 from selfray.models.vit import ARCHITECTURES, VisionTransformer, build_vit
+from selfray.objectives.image_text import ImageText
 from selfray.objectives.student_teacher import StudentTeacher
 
 # Mean and standard deviation of 8-bit chest radiographs scaled to 0..1, from the published
@@ -35,6 +37,58 @@ def initialise(config: PretrainConfig) -> tuple[StudentTeacher, list[str], bool]
         InputError: The encoder does not exist or does not fit the config, or a head's tensors
             are missing, unknown or of another shape.
     """
+    encoder = _fresh_encoder(config)
+    heads = {"dino_head": _fresh_head(config, encoder.width)}
+    if config.heads.separate:
+        heads["ibot_head"] = _fresh_head(config, encoder.width)
+    mean, std, line = _begin_encoder(encoder, config)
+    lines, fresh_head = [line], False
+    if config.init:
+        head_lines, fresh_head = _take_heads(heads, config)
+        lines += head_lines
+    else:
+        lines += [f"{name}: {_count(h)} tensors from random weights" for name, h in heads.items()]
+    lines.append("teacher: copy of the student")
+    networks = StudentTeacher(
+        encoder, heads["dino_head"], heads.get("ibot_head"),
+        mean=mean, std=std, centering=config.loss.centering,
+    )  # fmt: skip
+    return networks, lines, fresh_head
+
+
+def initialise_image_text(
+    config: ContrastiveConfig, text_encoder: TextEncoder
+) -> tuple[ImageText, list[str]]:
+    """Build both encoders with their projections; the image encoder as `initialise` builds it.
+
+    Args:
+        config: The run.
+        text_encoder: Its weights are taken as they are.
+
+    Returns:
+        The networks, and lines that say where the tensors came from.
+
+    Raises:
+        InputError: The encoder to continue from does not exist or does not fit the config.
+    """
+    encoder = _fresh_encoder(config)
+    c = config.contrastive
+    mean, std, line = _begin_encoder(encoder, config)
+    networks = ImageText(
+        encoder, text_encoder, mean=mean, std=std, embedding=c.embedding, loss=c.loss,
+        scale=c.logit_scale, scale_largest=c.logit_scale_largest, bias=c.logit_bias,
+    )  # fmt: skip
+    source = config.text.model or "random weights"
+    lines = [
+        line,
+        f"text encoder: {_count(text_encoder)} tensors from {source}",
+        "projections: 2 tensors from random weights",
+    ]
+    return networks, lines
+
+
+def _fresh_encoder(config: RunConfig) -> VisionTransformer:
+    """The first that is drawn from the seed, so that runs of every kind begin with the same."""
     if config.encoder.arch not in ARCHITECTURES:
         allowed = nearest(config.encoder.arch, ARCHITECTURES)
         raise InputError(f"encoder.arch is {config.encoder.arch!r}. {allowed}")
@@ -48,26 +102,17 @@ def initialise(config: PretrainConfig) -> tuple[StudentTeacher, list[str], bool]
         drop_path=config.encoder.drop_path,
         position_init=config.encoder.position_init,
     )
-    heads = {"dino_head": _fresh_head(config, encoder.width)}
-    if config.heads.separate:
-        heads["ibot_head"] = _fresh_head(config, encoder.width)
     encoder.activation_checkpointing = config.engine.activation_checkpointing
-    mean, std, lines, fresh_head = RADIOGRAPH_MEAN, RADIOGRAPH_STD, [], False
+    return encoder
+
+
+def _begin_encoder(encoder: VisionTransformer, config: RunConfig) -> tuple[float, float, str]:
+    """Take the weights that the config names, if any; mean and standard deviation of pixels."""
     if config.init:
         source = load_encoder(config.init)
-        mean, std = source.mean, source.std
-        lines.append(_take_encoder(encoder, source.vit, config))
-        head_lines, fresh_head = _take_heads(heads, config)
-        lines += head_lines
-    else:
-        lines.append(f"encoder: {_count(encoder)} tensors from random weights, seed {config.seed}")
-        lines += [f"{name}: {_count(h)} tensors from random weights" for name, h in heads.items()]
-    lines.append("teacher: copy of the student")
-    networks = StudentTeacher(
-        encoder, heads["dino_head"], heads.get("ibot_head"),
-        mean=mean, std=std, centering=config.loss.centering,
-    )  # fmt: skip
-    return networks, lines, fresh_head
+        return source.mean, source.std, _take_encoder(encoder, source.vit, config)
+    line = f"encoder: {_count(encoder)} tensors from random weights, seed {config.seed}"
+    return RADIOGRAPH_MEAN, RADIOGRAPH_STD, line
 
 
 def _fresh_head(config: PretrainConfig, width: int) -> DinoHead:
@@ -82,9 +127,7 @@ def _fresh_head(config: PretrainConfig, width: int) -> DinoHead:
     )
 
 
-def _take_encoder(
-    encoder: VisionTransformer, source: VisionTransformer, config: PretrainConfig
-) -> str:
+def _take_encoder(encoder: VisionTransformer, source: VisionTransformer, config: RunConfig) -> str:
     """Copy an encoder's weights; position embeddings are resampled when the grid differs."""
     wanted, given = encoder.state_dict(), dict(source.state_dict())
     note = ""

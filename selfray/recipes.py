@@ -6,13 +6,19 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from selfray.config import (
+    AdamWConfig,
+    ContrastiveConfig,
+    ContrastiveLossConfig,
     CropsConfig,
     EncoderConfig,
     HeadsConfig,
     LossConfig,
+    OneCropConfig,
     OptimizerConfig,
     PretrainConfig,
+    RunConfig,
     TeacherConfig,
+    TextConfig,
 )
 from selfray.errors import InputError, nearest
 
@@ -74,14 +80,90 @@ def demo() -> PretrainConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], PretrainConfig]] = {
+def clip_base_518() -> ContrastiveConfig:
+    """The control of `base-518`: the same images seen, learned from reports; never run."""
+    return _control_of(base_518(), TextConfig())
+
+
+def clip_small() -> ContrastiveConfig:
+    """The control of `small`; never run to its end, like `small`."""
+    return _control_of(small(), TextConfig())
+
+
+def clip_demo() -> ContrastiveConfig:
+    """The control of `demo`.
+
+    Learning rate, sentences and width of the text encoder were found by the probe on the phantom.
+    """
+    return replace(
+        _control_of(demo(), TextConfig(vocabulary=2000, width=128, depth=2, heads=2)),
+        contrastive=ContrastiveLossConfig(embedding=128),
+    )
+
+
+def siglip_demo() -> ContrastiveConfig:
+    """`clip-demo` with the sigmoid loss, and its initial factor and bias."""
+    return replace(
+        clip_demo(),
+        recipe="siglip-demo",
+        contrastive=ContrastiveLossConfig(loss="siglip", embedding=128, logit_scale=10.0),
+    )
+
+
+def _control_of(paired: PretrainConfig, text: TextConfig) -> ContrastiveConfig:
+    """A run of language supervision that differs from one on images alone in nothing else.
+
+    Args:
+        paired: Gives encoder, number of images, probes, engine, and its first global crop.
+        text: The text encoder.
+    """
+    crops, optimizer = paired.crops, paired.optimizer
+    return ContrastiveConfig(
+        recipe=f"clip-{paired.recipe}",
+        steps=paired.steps,
+        batch_size=paired.batch_size,
+        checkpoint_every=paired.checkpoint_every,
+        evaluate_every=paired.evaluate_every,
+        evaluate_images=paired.evaluate_images,
+        encoder=paired.encoder,
+        crops=OneCropConfig(
+            global_size=crops.global_size,
+            global_scale=crops.global_scale,
+            aspect=crops.aspect,
+            jitter=crops.jitter,
+            brightness=crops.brightness,
+            contrast=crops.contrast,
+            blur=crops.blur_global_first,
+            blur_sigma=crops.blur_sigma,
+        ),
+        optimizer=AdamWConfig(
+            learning_rate=optimizer.learning_rate,
+            learning_rate_end=optimizer.learning_rate_end,
+            warmup=optimizer.warmup,
+            weight_decay=optimizer.weight_decay,
+            layer_decay=optimizer.layer_decay,
+            patch_embed_factor=optimizer.patch_embed_factor,
+            beta1=optimizer.beta1,
+            beta2=optimizer.beta2,
+            gradient_clip=optimizer.gradient_clip,
+        ),
+        engine=paired.engine,
+        text=text,
+    )
+
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
     "demo": demo,
     "small": small,
     "base-518": base_518,
+    "clip-demo": clip_demo,
+    "siglip-demo": siglip_demo,
+    "clip-small": clip_small,
+    "clip-base-518": clip_base_518,
 }
 
 
-def recipe(name: str) -> PretrainConfig:
+def recipe(name: str) -> RunConfig:
     """The config of a named recipe.
 
     Raises:

@@ -1,4 +1,4 @@
-"""From a run's teacher to `RUN/encoder/`, which other tools load."""
+"""From a run's networks to `RUN/encoder/`, which other tools load."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 from selfray.data.dataset import RadiographDataset
 from selfray.models.encoder_directory import save_encoder
+from selfray.models.text_tower import FOLDER, save_text_tower
+from selfray.objectives.image_text import ImageText
 from selfray.objectives.student_teacher import StudentTeacher, encoder_of
 from selfray.run_directory import RunDirectory
 
@@ -35,6 +37,37 @@ def write_run_encoder(run: RunDirectory, networks: StudentTeacher, step: int) ->
             std=networks.std,
             card=_card(run, step),
             heads=heads,
+        )
+
+
+def write_language_encoder(run: RunDirectory, networks: ImageText, step: int) -> None:
+    """Write the image encoder to `RUN/encoder/`, and the text side to `RUN/text_encoder/`.
+
+    Args:
+        run: Whose networks these are.
+        networks: Hold both encoders.
+        step: Steps done.
+
+    Raises:
+        InputError: The disk is full.
+    """
+    encoder = run.path / "encoder"
+    with run.needs_room():
+        save_encoder(
+            networks.encoder,
+            encoder,
+            mean=networks.mean,
+            std=networks.std,
+            card={**_card(run, step), "supervision": "reports"},
+        )
+        save_text_tower(
+            run.path / FOLDER,
+            networks.text_encoder,
+            encoder=encoder,
+            image_projection=networks.image_projection.weight,
+            text_projection=networks.text_projection.weight,
+            logit_scale=networks.logits.scale,
+            logit_bias=networks.logits.bias,
         )
 
 

@@ -1,4 +1,4 @@
-"""Multi-crop augmentation on one channel, from the 8-bit image, in OpenCV."""
+"""Random crops and multi-crop augmentation on one channel, from the 8-bit image, in OpenCV."""
 
 from __future__ import annotations
 
@@ -11,7 +11,53 @@ import numpy as np
 _BLUR_KERNEL = (9, 9)
 
 
-class MultiCrop:
+class _RandomCrop:
+    def __init__(
+        self,
+        *,
+        aspect: tuple[float, float],
+        flip: float,
+        jitter: float,
+        brightness: float,
+        contrast: float,
+        blur_sigma: tuple[float, float],
+    ) -> None:
+        self.aspect, self.flip = aspect, flip
+        self.jitter, self.brightness, self.contrast = jitter, brightness, contrast
+        self.blur_sigma = blur_sigma
+
+    def _crop(
+        self,
+        pixels: np.ndarray,
+        size: int,
+        scale: tuple[float, float],
+        blur: float,
+        generator: np.random.Generator,
+    ) -> np.ndarray:
+        top, left, height, width = crop_box(pixels.shape, scale, self.aspect, generator)
+        crop = pixels[top : top + height, left : left + width]
+        # Area averaging is the antialiased choice when shrinking; it cannot enlarge.
+        shrinks = min(height, width) >= size
+        crop = cv2.resize(
+            crop, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+        )
+        if generator.random() < self.flip:
+            crop = cv2.flip(crop, 1)
+        if generator.random() < self.jitter:
+            crop = self._jitter(crop, generator)
+        if generator.random() < blur:
+            crop = cv2.GaussianBlur(crop, _BLUR_KERNEL, generator.uniform(*self.blur_sigma))
+        return crop
+
+    def _jitter(self, crop: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        brightness = generator.uniform(max(0.0, 1 - self.brightness), 1 + self.brightness)
+        contrast = generator.uniform(max(0.0, 1 - self.contrast), 1 + self.contrast)
+        if generator.random() < 0.5:
+            return _scale_contrast(_scale_brightness(crop, brightness), contrast)
+        return _scale_brightness(_scale_contrast(crop, contrast), brightness)
+
+
+class MultiCrop(_RandomCrop):
     """Draws the crops of one radiograph.
 
     Args:
@@ -53,9 +99,10 @@ class MultiCrop:
         blur_local: float,
         blur_sigma: tuple[float, float],
     ) -> None:
-        self.aspect, self.flip = aspect, flip
-        self.jitter, self.brightness, self.contrast = jitter, brightness, contrast
-        self.blur_sigma = blur_sigma
+        super().__init__(
+            aspect=aspect, flip=flip, jitter=jitter, brightness=brightness, contrast=contrast,
+            blur_sigma=blur_sigma,
+        )  # fmt: skip
         self._global = (
             (global_size, global_scale, blur_global_first),
             (global_size, global_scale, blur_global_second),
@@ -79,35 +126,52 @@ class MultiCrop:
             [self._crop(pixels, *spec, generator) for spec in self._local],
         )
 
-    def _crop(
-        self,
-        pixels: np.ndarray,
-        size: int,
-        scale: tuple[float, float],
-        blur: float,
-        generator: np.random.Generator,
-    ) -> np.ndarray:
-        top, left, height, width = crop_box(pixels.shape, scale, self.aspect, generator)
-        crop = pixels[top : top + height, left : left + width]
-        # Area averaging is the antialiased choice when shrinking; it cannot enlarge.
-        shrinks = min(height, width) >= size
-        crop = cv2.resize(
-            crop, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-        )
-        if generator.random() < self.flip:
-            crop = cv2.flip(crop, 1)
-        if generator.random() < self.jitter:
-            crop = self._jitter(crop, generator)
-        if generator.random() < blur:
-            crop = cv2.GaussianBlur(crop, _BLUR_KERNEL, generator.uniform(*self.blur_sigma))
-        return crop
 
-    def _jitter(self, crop: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        brightness = generator.uniform(max(0.0, 1 - self.brightness), 1 + self.brightness)
-        contrast = generator.uniform(max(0.0, 1 - self.contrast), 1 + self.contrast)
-        if generator.random() < 0.5:
-            return _scale_contrast(_scale_brightness(crop, brightness), contrast)
-        return _scale_brightness(_scale_contrast(crop, contrast), brightness)
+class OneCrop(_RandomCrop):
+    """Draws one crop of a radiograph: from the same generator, the first one of `MultiCrop`.
+
+    Args:
+        global_size: Side of the crop, pixels.
+        global_scale: Range of its area, share of the image's.
+        aspect: As for `MultiCrop`, like all below.
+        flip: A flip moves no other draw: only what is mirrored differs.
+        jitter: As there.
+        brightness: As there.
+        contrast: As there.
+        blur: Probability of Gaussian blur.
+        blur_sigma: As there.
+    """
+
+    def __init__(
+        self,
+        *,
+        global_size: int,
+        global_scale: tuple[float, float],
+        aspect: tuple[float, float],
+        flip: float,
+        jitter: float,
+        brightness: float,
+        contrast: float,
+        blur: float,
+        blur_sigma: tuple[float, float],
+    ) -> None:
+        super().__init__(
+            aspect=aspect, flip=flip, jitter=jitter, brightness=brightness, contrast=contrast,
+            blur_sigma=blur_sigma,
+        )  # fmt: skip
+        self._spec = (global_size, global_scale, blur)
+
+    def __call__(self, pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Draw the crop of one image.
+
+        Args:
+            pixels: uint8 [H, W].
+            generator: Consumed; the crop depends on nothing else.
+
+        Returns:
+            uint8 [size, size].
+        """
+        return self._crop(pixels, *self._spec, generator)
 
 
 def crop_box(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,11 @@ from selfray.data.crops import MultiCrop
 from selfray.data.dataset import RadiographDataset
 from selfray.data.sampler import Purpose, RowSampler, generator_at
 from selfray.errors import BadImage, InputError
+
+Place = tuple[RadiographDataset, int]
+"""A dataset, and the row of an image in it."""
+
+Made = TypeVar("Made")
 
 BATCHES_HELD = 3
 """Batches in memory at a time: one being used, one ready, one in the making."""
@@ -97,16 +103,7 @@ class CropLoader:
 
     def batches(self, first_step: int, last_step: int) -> Iterator[CropBatch]:
         """Batches of steps first_step .. last_step - 1, in order."""
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="crops") as pool:
-            waiting: deque[tuple[int, list[Future[_Slot]]]] = deque()
-            try:
-                for step in range(first_step, last_step):
-                    ahead = len(waiting)
-                    for coming in range(step + ahead, min(step + BATCHES_HELD, last_step)):
-                        waiting.append((coming, self._submit(pool, coming)))
-                    yield _collate([future.result() for future in waiting.popleft()[1]])
-            finally:
-                pool.shutdown(cancel_futures=True)
+        return map(_collate, made_ahead(self._submit, self._threads, first_step, last_step))
 
     def batch(self, step: int) -> CropBatch:
         """The batch of one step."""
@@ -125,21 +122,61 @@ class CropLoader:
         return [pool.submit(self._slot, step, s, int(rows[s]), counts[:, s]) for s in slots]
 
     def _slot(self, step: int, slot: int, place: int, counts: np.ndarray) -> _Slot:
-        pixels, image_id, bad = self._decode(place)
+        pixels, (dataset, row), bad = first_that_decodes(self.places, place)
         crops = self._multi_crop(pixels, generator_at(self._seed, Purpose.CROPS, step, slot))
         generator = generator_at(self._seed, Purpose.MASKS, step, slot)
         masks = [block_mask(self._grid, self._grid, int(count), generator) for count in counts]
-        return _Slot(crops[0], crops[1], masks, image_id, bad)
+        return _Slot(crops[0], crops[1], masks, dataset.table["image_id"][row].as_py(), bad)
 
-    def _decode(self, place: int) -> tuple[np.ndarray, str, int]:
-        """The image at a place; when it does not decode, the first after it that does."""
-        for bad in range(len(self.places)):
-            dataset, row = self.places[(place + bad) % len(self.places)]
-            try:
-                return dataset.pixels(row), dataset.table["image_id"][row].as_py(), bad
-            except BadImage:
-                continue
-        raise InputError("no image of the data decodes. Make the dataset anew with `ingest`.")
+
+def made_ahead(
+    submit: Callable[[ThreadPoolExecutor, int], list[Future[Made]]],
+    threads: int,
+    first_step: int,
+    last_step: int,
+) -> Iterator[list[Made]]:
+    """What threads make for each step, while the steps before it are being used.
+
+    Args:
+        submit: Hands the work of a step to the pool.
+        threads: Of the pool.
+        first_step: Of the first batch.
+        last_step: Behind the last batch.
+
+    Yields:
+        What was made for first_step .. last_step - 1, in order.
+    """
+    with ThreadPoolExecutor(threads, thread_name_prefix="crops") as pool:
+        waiting: deque[list[Future[Made]]] = deque()
+        try:
+            for step in range(first_step, last_step):
+                for coming in range(step + len(waiting), min(step + BATCHES_HELD, last_step)):
+                    waiting.append(submit(pool, coming))
+                yield [future.result() for future in waiting.popleft()]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def first_that_decodes(places: Sequence[Place], place: int) -> tuple[np.ndarray, Place, int]:
+    """The image at a place; when it does not decode, the first after it that does.
+
+    Args:
+        places: Images, in the order in which one takes another's part.
+        place: Which.
+
+    Returns:
+        Pixels, uint8 [H, W]; where they are from; how many images did not decode.
+
+    Raises:
+        InputError: No image decodes.
+    """
+    for bad in range(len(places)):
+        dataset, row = found = places[(place + bad) % len(places)]
+        try:
+            return dataset.pixels(row), found, bad
+        except BadImage:
+            continue
+    raise InputError("no image of the data decodes. Make the dataset anew with `ingest`.")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     MASKS = 4
     TORCH = 5
     PROBE = 6
+    SENTENCES = 7
 
 
 def generator_at(seed: int, purpose: Purpose, step: int, slot: int = 0) -> np.random.Generator:

@@ -55,7 +55,7 @@ def save_encoder(
         std: Likewise.
         card: For the model card: `synthetic` (bool: trained on phantoms), `data` (one mapping a
             dataset, with `name`, `origin`, `licence`), `licence` of the weights where somebody
-            gave one, and anything else that can be written as JSON.
+            gave one, `supervision` where there was any but the images, and anything else that can be written as JSON.
         heads: Tensors of projection heads by name, each written to NAME.safetensors.
 
     Raises:
@@ -136,7 +136,8 @@ def _card(model: VisionTransformer, card: Mapping[str, Any]) -> str:
         about=[
             f"A vision transformer (width {model.width}, {model.depth} blocks, patch "
             f"{model.patch_size}, input {model.image_size} × {model.image_size}, "
-            f"{model.registers} registers), pre-trained with selfray on images alone."
+            f"{model.registers} registers), pre-trained with selfray on "
+            + ("images and their reports." if card.get("supervision") else "images alone.")
         ],
         library="transformers",
         limits=limits_of_training(synthetic),

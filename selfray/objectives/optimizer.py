@@ -11,9 +11,16 @@ from torch import Tensor, nn
 
 from selfray.models.layer_decay import layer_wise_rate
 
+_TEXT = "text_encoder."
 
-def decays(name: str) -> bool:
-    """Whether weight decay applies: not on biases, norms, LayerScale."""
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: not on biases, norms, LayerScale, scalars.
+
+    Names in text encoders are others'; there, biases and norms are what is a vector.
+    """
+    if parameter.ndim == 0 or (name.startswith(_TEXT) and parameter.ndim < 2):
+        return False
     return not (name.endswith((".bias", ".gamma")) or ".norm" in name)
 
 
@@ -24,6 +31,7 @@ def build_optimizer(
     layer_decay: float,
     patch_embed_factor: float,
     betas: tuple[float, float],
+    text_factor: float = 1.0,
 ) -> torch.optim.AdamW:
     """AdamW with one parameter group for each (learning-rate factor, decay, kind).
 
@@ -33,12 +41,14 @@ def build_optimizer(
         layer_decay: See `layer_wise_rate`.
         patch_embed_factor: See `layer_wise_rate`.
         betas: Of AdamW.
+        text_factor: Learning-rate factor of a text encoder.
     """
     groups: defaultdict[tuple[float, bool, str], list[Tensor]] = defaultdict(list)
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:
             rate = layer_wise_rate(name, depth, layer_decay, patch_embed_factor)
-            groups[rate, decays(name), _kind(name)].append(parameter)
+            rate *= text_factor if name.startswith(_TEXT) else 1.0
+            groups[rate, decays(name, parameter), _kind(name)].append(parameter)
     return torch.optim.AdamW(
         [
             {"params": parameters, "rate": rate, "decays": decay, "kind": kind}

@@ -66,7 +66,7 @@ def test_help_shows_the_values_of_the_recipe_that_is_named() -> None:
     shown = cli.command_parser("pretrain", ["demo"]).format_help()
     assert f"optimizer steps ({demo.steps})" in shown
     everything = cli.command_parser("pretrain").format_help()
-    assert f"optimizer steps (demo: {demo.steps}, small: " in everything
+    assert f"optimizer steps (demo, clip-demo, siglip-demo: {demo.steps}; small, " in everything
 
 
 @pytest.mark.parametrize(
