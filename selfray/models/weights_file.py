@@ -33,13 +33,14 @@ _OF_TENSORS = {
     "pytorch_model.bin": "model.safetensors",
     "open_clip_pytorch_model.bin": "open_clip_model.safetensors",
 }
+_WEIGHTS = ("model", "state_dict", "teacher", "model_state_dict")  # of a training checkpoint
 _SHARD = re.compile(r"pytorch_model-\d+-of-\d+\.bin")  # one of several files, in transformers
 # Python that makes a file of tensors: a whole network's parameters, or what a training
 # checkpoint has under a name that `read_tensors` knows.
 _CONVERTING = (
     "import glob, torch; from functools import reduce; from safetensors.torch import save_file; "
     "named = lambda m: m if isinstance(m, dict) else m.state_dict(); "
-    'parts = [reduce(lambda m, k: named(m.get(k, m)), ("model", "state_dict", "teacher"), '
+    "parts = [reduce(lambda m, k: named(m.get(k, m)), {keys}, "
     'named(torch.load(open(f, "rb"), "cpu", weights_only=False))) '  # by its name it may be refused
     "for f in sorted(glob.glob({files}))]; "
     "save_file({{k: v.detach().clone().contiguous() for p in parts for k, v in p.items() "
@@ -51,8 +52,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     """Read every tensor of a checkpoint, as float32.
 
     A file that PyTorch wrote is read by its restricted unpickler, which makes tensors and plain
-    containers only; of a training checkpoint, the weights are taken: under `model`, `state_dict`
-    or `teacher`.
+    containers only; of a training checkpoint, the weights are taken: under `model`, `state_dict`,
+    `teacher` or `model_state_dict`.
 
     Args:
         file: Safetensors, or .bin, .pth or .pt.
@@ -188,7 +189,7 @@ def _read_pickled(file: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as cause:
         reason = str(cause) or "it ends too early"
         raise InputError(f"{file} cannot be read: {reason}. Copy it anew.") from cause
-    for key in ("model", "state_dict", "teacher"):
+    for key in _WEIGHTS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content:
@@ -220,7 +221,7 @@ def _conversion(file: Path) -> str:
     target = name_of_tensors(file.name)
     shards = "pytorch_model-*-of-*.bin" if _SHARD.fullmatch(file.name) else glob.escape(file.name)
     quoted = (json.dumps(name, ensure_ascii=False) for name in (shards, target))
-    code = _CONVERTING.format(**dict(zip(("files", "target"), quoted, strict=True)))
+    code = _CONVERTING.format(**dict(zip(("files", "target"), quoted, strict=True)), keys=_WEIGHTS)
     return (
         f"Where you trust it, convert it to {target}, and give that where you gave the file "
         f"itself: cd {shlex.quote(str(file.parent.absolute()))} && "
