@@ -1,4 +1,4 @@
-"""Dice of each decoder on each encoder's frozen patch tokens, and what it costs.
+"""Dice of each decoder on each encoder, and what it costs.
 
     python benchmarks/segmentation.py DATASET OUT --encoders selfray/phantom --decoders linear
 
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from selfray.data.dataset import RadiographDataset
-from selfray.evals.segmentation_decoders import DECODERS
+from selfray.evals.segmentation_decoders import DECODERS, FINE_TUNED
 from selfray.evaluate.segmentation import judge_segmentation
 from selfray.models.published import load_encoder
 
@@ -44,9 +44,11 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--encoders", nargs="+", required=True)
-    parser.add_argument("--decoders", nargs="+", default=["linear"], choices=DECODERS)
+    names = [name + ending for name in DECODERS for ending in ("", FINE_TUNED)]
+    parser.add_argument("--decoders", nargs="+", default=["linear"], choices=names)
     parser.add_argument("--labels", nargs="+")
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--image-size", type=int)
     options = parser.parse_args()
     data = RadiographDataset(options.data)
     for name in options.encoders:
@@ -57,9 +59,11 @@ def main() -> None:
                 load_encoder(name),
                 data,
                 folder,
+                tokens=folder / "tokens",
                 decoders=[decoder],
                 labels=options.labels,
                 steps=options.steps,
+                image_size=options.image_size,
             )
             dice = "  ".join(f"{group} {value:.3f}" for group, value in group_dice(table).items())
             print(f"{name}  {decoder}  {dice}  {time.process_time() - start:.0f} CPU s")

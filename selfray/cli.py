@@ -371,7 +371,8 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--decoders",
         nargs="+",
         metavar="DECODER",
-        help="of segmentation: linear, vitdet, upernet (linear)",
+        help="of segmentation: linear, linear-four-blocks, vitdet, upernet, each also with "
+        "-fine-tuned behind it (linear)",
     )
     parser.add_argument(
         "--labels",
@@ -385,6 +386,12 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="train decoders of segmentation for so many steps (a demo's)",
+    )
+    parser.add_argument(
+        "--segmentation-size",
+        type=int,
+        metavar="PIXELS",
+        help="show encoders images of this side for segmentation (their own)",
     )
     parser.add_argument(
         "--preset",
@@ -469,6 +476,7 @@ def _evaluate(arguments: argparse.Namespace) -> Iterator[str]:
             decoders=arguments.decoders or ("linear",),
             labels=arguments.labels,
             decoder_steps=arguments.decoder_steps,
+            segmentation_size=arguments.segmentation_size,
             columns=arguments.columns,
             label_efficiency=arguments.label_efficiency,
             sites=arguments.sites,

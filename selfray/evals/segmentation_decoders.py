@@ -1,9 +1,9 @@
-"""Decoders from frozen patch tokens to logits: linear, ViTDet's feature pyramid, and UPerNet.
+"""Decoders from patch tokens to logits: linear, ViTDet's feature pyramid, and UPerNet.
 
 Each takes a list of levels, patch tokens [B, D, h, w] of one block or of four, and gives logits
 [B, K, H', W'] on a grid that is finer than the patches; bringing them to the size of an image is
-for the caller. Pérez-García et al. (RAD-DINO, Nature Machine Intelligence 7, 2025) judge frozen
-encoders by these three. What the paper leaves open is decided, and said, below.
+for the caller. Pérez-García et al. (RAD-DINO, Nature Machine Intelligence 7, 2025) judge
+encoders by linear, ViTDet and UPerNet. What the paper leaves open is decided, and said, below.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from selfray.errors import InputError, nearest
 
-DECODERS = ("linear", "vitdet", "upernet")
+DECODERS = ("linear", "linear-four-blocks", "vitdet", "upernet")
+"""Each also with `FINE_TUNED` behind it: the encoder is trained together with the decoder."""
+FINE_TUNED = "-fine-tuned"
+
+_OF_FOUR_BLOCKS = {"linear-four-blocks", "upernet"}
+
+LEVELS = 4
+"""Blocks that a decoder of several reads, and maps of the pyramid."""
 
 # Of the 518-pixel encoders of the paper, whose logits a linear decoder enlarges from 37 x 37.
 _FINE_ENOUGH = 32
@@ -25,7 +32,40 @@ _FINE_ENOUGH = 32
 _CHANNELS = 256
 
 
-def build_decoder(name: str, width: int, classes: int, grid: tuple[int, int]) -> nn.Module:
+def plain_name(name: str) -> str:
+    """A decoder's name without `FINE_TUNED`."""
+    return name.removesuffix(FINE_TUNED)
+
+
+def is_fine_tuned(name: str) -> bool:
+    """Whether the encoder is trained together with the decoder of this name."""
+    return name.endswith(FINE_TUNED)
+
+
+def blocks_read(name: str, depth: int) -> tuple[int, ...]:
+    """Which of an encoder's blocks a decoder reads.
+
+    Args:
+        name: One of `DECODERS`, with or without `FINE_TUNED`.
+        depth: How many blocks the encoder shows, >= 1.
+
+    Returns:
+        From 0, ascending, the last one last: four that are evenly spaced, for `linear-four-blocks`
+        and `upernet` where there are so many; else the last one alone.
+
+    Reference:
+        MMSegmentation's ViT and its UPerNet: blocks 3, 6, 9 and 12 of 12. DINOv2's linear
+        segmentation of four blocks takes the last four; on the phantom those are no better
+        (docs/experiments.md), and patch tokens need to be kept once only.
+    """
+    if plain_name(name) in _OF_FOUR_BLOCKS and depth >= LEVELS:
+        return tuple(depth * part // LEVELS - 1 for part in range(1, LEVELS + 1))
+    return (depth - 1,)
+
+
+def build_decoder(
+    name: str, width: int, classes: int, grid: tuple[int, int], levels: int = 1
+) -> nn.Module:
     """A decoder with fresh weights.
 
     Args:
@@ -33,30 +73,35 @@ def build_decoder(name: str, width: int, classes: int, grid: tuple[int, int]) ->
         width: D of the tokens.
         classes: K, maps of logits.
         grid: Rows and columns of patches.
+        levels: How many it will be given, 1 or 4.
 
     Raises:
         InputError: There is no such decoder, or `upernet` without transformers.
     """
     require_decoder(name)
-    if name == "linear":
-        return LinearDecoder(width, classes, grid)
+    if name.startswith("linear"):
+        return LinearDecoder(width, classes, grid, levels)
     return (VitDetDecoder if name == "vitdet" else UperNetDecoder)(width, classes)
 
 
 def require_decoder(name: str) -> None:
     """Check that a decoder can be built.
 
+    Args:
+        name: To be one of `DECODERS`, with or without `FINE_TUNED`.
+
     Raises:
         InputError: There is no such decoder, or `upernet` without transformers.
     """
-    if name not in DECODERS:
-        raise InputError(f"decoder {name!r} is unknown. {nearest(name, DECODERS)}")
-    if name == "upernet":
+    if plain_name(name) not in DECODERS:
+        allowed = (*DECODERS, *(f"{decoder}{FINE_TUNED}" for decoder in DECODERS))
+        raise InputError(f"decoder {name!r} is unknown. {nearest(name, allowed)}")
+    if plain_name(name) == "upernet":
         _upernet()
 
 
 class LinearDecoder(nn.Module):
-    """Logits that are a linear function of the token at their place, and of no other.
+    """Logits that are a linear function of the tokens at their place, and of no other.
 
     As DINOv2's linear segmentation, where a patch is fine enough. Of a grid of fewer than 32 rows
     a token gives several logits, one for each cell of its patch, so that there are as many: a grid
@@ -66,6 +111,7 @@ class LinearDecoder(nn.Module):
         width: D.
         classes: K.
         grid: Rows and columns of patches.
+        levels: How many, whose tokens are put side by side.
 
     Reference:
         Oquab et al., DINOv2: Learning robust visual features without supervision, TMLR 2024, 7.4;
@@ -73,15 +119,15 @@ class LinearDecoder(nn.Module):
         the cells.
     """
 
-    def __init__(self, width: int, classes: int, grid: tuple[int, int]) -> None:
+    def __init__(self, width: int, classes: int, grid: tuple[int, int], levels: int = 1) -> None:
         super().__init__()
         cells = -(-_FINE_ENOUGH // min(grid))
-        self.logits = nn.Conv2d(width, classes * cells**2, 1)
+        self.logits = nn.Conv2d(levels * width, classes * cells**2, 1)
         self.arrange = nn.PixelShuffle(cells)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """[B, D, h, w], the last level, to [B, K, c * h, c * w]."""
-        return self.arrange(self.logits(levels[-1]))
+        """[B, D, h, w] of each level to [B, K, c * h, c * w]."""
+        return self.arrange(self.logits(torch.cat(list(levels), dim=1)))
 
 
 class ChannelNorm(nn.LayerNorm):

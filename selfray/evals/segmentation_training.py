@@ -1,4 +1,4 @@
-"""Training of a decoder on frozen patch tokens, and its label maps at any resolution.
+"""Training of a decoder on patch tokens, and its label maps at any resolution.
 
 Labels that share pixels (lungs and lung zones) each have a sigmoid of their own: multi-label. Of
 labels that never do, one softmax over them and the background decides: multi-class.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,26 +28,23 @@ _CHECKS = 5  # validations, evenly spaced, the last one after the last step
 _CHUNK = 64  # images at a time where no gradient is needed
 # Pixels of both masks that Dice's loss adds, so that a label that a batch lacks gives no 0/0.
 _SMOOTH = 1.0
-_LEARNING_RATES = {"linear": 1e-1, "vitdet": 1e-3, "upernet": 1e-3}
+_LEARNING_RATES = {"linear": 1e-1, "linear-four-blocks": 1e-1, "vitdet": 1e-3, "upernet": 1e-3}
+
+InputsOf = Callable[[np.ndarray], Tensor]
+"""From places among the images of a split, int [b], to what a `SegmentationDecoder` takes."""
 
 
 @dataclass(frozen=True)
-class LabelledTokens:
-    """Frozen patch tokens of some images, and their label maps on the same square.
+class LabelledInputs:
+    """What a decoder is given for some images, and their label maps on the same square.
 
     Attributes:
-        tokens: [N, h, w, D] of all images, may be memory-mapped.
-        rows: int [n], which of them these are.
+        inputs: Reads those of some of the n images.
         label_maps: uint16 [n, T, T], bit k where label k is; T even.
     """
 
-    tokens: np.ndarray
-    rows: np.ndarray
+    inputs: InputsOf
     label_maps: np.ndarray
-
-    def levels(self, chosen: np.ndarray, device: torch.device) -> list[Tensor]:
-        """Patch tokens of some of the n images, float32 [b, D, h, w], as the only level."""
-        return token_levels(self.tokens[self.rows[chosen]], device)
 
 
 class SegmentationDecoder(nn.Module):
@@ -56,6 +54,7 @@ class SegmentationDecoder(nn.Module):
         name: One of `DECODERS`.
         width: D of the tokens.
         grid: Rows and columns of patches.
+        levels: L, how many blocks' tokens it is given.
         labels: K.
         multi_label: Whether labels share pixels.
         seed: Of the fresh weights.
@@ -67,6 +66,7 @@ class SegmentationDecoder(nn.Module):
         width: int,
         grid: tuple[int, int],
         *,
+        levels: int,
         labels: int,
         multi_label: bool,
         seed: int,
@@ -75,37 +75,52 @@ class SegmentationDecoder(nn.Module):
         self.name, self.labels, self.multi_label = name, labels, multi_label
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.decoder = build_decoder(name, width, labels + (not multi_label), grid)
-        self.mean = nn.Buffer(torch.zeros(width, 1, 1))
-        self.std = nn.Buffer(torch.ones(width, 1, 1))
+            self.decoder = build_decoder(name, width, labels + (not multi_label), grid, levels)
+        self.mean = nn.Buffer(torch.zeros(levels, width, 1, 1))
+        self.std = nn.Buffer(torch.ones(levels, width, 1, 1))
 
-    def scale_by(self, tokens: np.ndarray) -> None:
-        """Take mean and standard deviation of each channel from tokens [n, h, w, D].
+    @torch.no_grad()
+    def scale_by(self, batches: Iterable[Tensor]) -> None:
+        """Take mean and standard deviation of each channel from some inputs.
 
         What DINOv2's linear segmentation learns in a batch normalisation.
         """
-        values = torch.from_numpy(tokens.reshape(-1, tokens.shape[-1])).float()
-        self.mean.copy_(values.mean(dim=0)[:, None, None])
+        sums = []
+        for inputs in batches:
+            values = torch.stack(self.levels(inputs.to(self.mean.device))).double()
+            count = torch.full_like(values[:, 0, :, 0, 0], values[0, :, 0].numel())
+            sums.append(torch.stack([count, values.sum((1, 3, 4)), (values**2).sum((1, 3, 4))]))
+        count, total, squares = torch.stack(sums).sum(dim=0)
+        mean = total / count
+        self.mean.copy_(mean[..., None, None])
         # A channel that never changes must not be divided by 0.
-        self.std.copy_(values.std(dim=0, correction=0).clamp_min(1e-6)[:, None, None])
+        variance = (squares / count - mean**2).clamp_min(1e-12)
+        self.std.copy_(variance.sqrt()[..., None, None])
 
-    def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Patch tokens [B, D, h, w] of each level to logits [B, K or K + 1, H', W'].
+    def levels(self, inputs: Tensor) -> list[Tensor]:
+        """Patch tokens [B, L, h, w, D] as a decoder takes them: float32 [B, D, h, w] of each."""
+        return [level.float().permute(0, 3, 1, 2) for level in inputs.unbind(dim=1)]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """What `levels` takes to logits [B, K or K + 1, H', W'].
 
         In the multi-class case map 0 is the background.
         """
-        return self.decoder([(level - self.mean) / self.std for level in levels])
+        found = zip(self.levels(inputs), self.mean, self.std, strict=True)
+        return self.decoder([(level - mean) / std for level, mean, std in found])
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, for an optimiser; `rate` is the highest learning rate."""
+        rate = _LEARNING_RATES[self.name]
+        return [
+            {"params": [*self.decoder.parameters()], "rate": rate, "weight_decay": _WEIGHT_DECAY}
+        ]
 
     def masks(self, logits: Tensor) -> Tensor:
         """From logits at any resolution, [B, K or K + 1, H, W], to bool [B, K, H, W]."""
         if self.multi_label:
             return logits > 0
         return F.one_hot(logits.argmax(dim=1), self.labels + 1)[..., 1:].movedim(-1, 1).bool()
-
-
-def token_levels(tokens: np.ndarray, device: torch.device) -> list[Tensor]:
-    """Patch tokens [b, h, w, D] as a decoder takes them: float32 [b, D, h, w], one level."""
-    return [torch.from_numpy(np.asarray(tokens)).to(device).float().permute(0, 3, 1, 2)]
 
 
 def segmentation_loss(logits: Tensor, coverage: Tensor, *, multi_label: bool) -> Tensor:
@@ -140,8 +155,8 @@ def segmentation_loss(logits: Tensor, coverage: Tensor, *, multi_label: bool) ->
 
 def train_decoder(
     decoder: SegmentationDecoder,
-    train: LabelledTokens,
-    validate: LabelledTokens,
+    train: LabelledInputs,
+    validate: LabelledInputs,
     batch_at: Callable[[int], np.ndarray],
     steps: int,
     on_step: Callable[[], object],
@@ -164,15 +179,15 @@ def train_decoder(
         The best step, 1 to `steps`, and its Dice on `validate`.
     """
     device = decoder.mean.device
-    optimizer = torch.optim.AdamW(decoder.parameters(), weight_decay=_WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(decoder.parameter_groups())
     checks = {math.ceil(steps * k / _CHECKS) for k in range(1, _CHECKS + 1)}
     best, best_step, kept = -1.0, 0, decoder.state_dict()
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = _LEARNING_RATES[decoder.name] * _schedule(step, steps)
+            group["lr"] = group["rate"] * _schedule(step, steps)
         decoder.train()
         chosen = batch_at(step)
-        logits = decoder(train.levels(chosen, device))
+        logits = decoder(train.inputs(chosen).to(device))
         logits, coverage = _aligned(logits, train.label_maps[chosen], decoder.labels)
         loss = segmentation_loss(logits, coverage, multi_label=decoder.multi_label)
         optimizer.zero_grad()
@@ -189,7 +204,7 @@ def train_decoder(
 
 
 @torch.no_grad()
-def validation_dice(decoder: SegmentationDecoder, data: LabelledTokens) -> float:
+def validation_dice(decoder: SegmentationDecoder, data: LabelledInputs) -> float:
     """Dice on the square that the encoder sees: mean over labels of the mean over images.
 
     Images that lack a label do not count for it, nor do labels that no image has.
@@ -197,9 +212,9 @@ def validation_dice(decoder: SegmentationDecoder, data: LabelledTokens) -> float
     decoder.eval()
     device = decoder.mean.device
     total, count = (torch.zeros(decoder.labels, dtype=torch.float64) for _ in range(2))
-    for start in range(0, len(data.rows), _CHUNK):
-        chosen = np.arange(start, min(start + _CHUNK, len(data.rows)))
-        logits = decoder(data.levels(chosen, device))
+    for start in range(0, len(data.label_maps), _CHUNK):
+        chosen = np.arange(start, min(start + _CHUNK, len(data.label_maps)))
+        logits = decoder(data.inputs(chosen).to(device))
         logits, coverage = _aligned(logits, data.label_maps[chosen], decoder.labels)
         truth, found = coverage >= 0.5, decoder.masks(logits)
         common, sizes = (truth & found).sum((2, 3)), truth.sum((2, 3)) + found.sum((2, 3))

@@ -58,7 +58,7 @@ from selfray.evaluate.leaks import (
 )
 from selfray.evaluate.presets import apply_preset, find_preset
 from selfray.evaluate.score import score
-from selfray.evaluate.segmentation import judge_segmentation
+from selfray.evaluate.segmentation import judge_segmentation, require_segmenting
 from selfray.evaluate.segmented import score_segmentation
 from selfray.evaluate.tables import write_tables
 from selfray.feature_directory import Features, open_features
@@ -86,6 +86,7 @@ class _Choice:
     preset: str | None
     labels: tuple[str, ...]
     decoder_steps: int | None
+    segmentation_size: int | None
     training_lists: tuple[tuple[str, Path], ...]
     baseline: str | None
     seed: int
@@ -98,6 +99,8 @@ class _Choice:
         words += [*self.protocol.options(), "--seed", str(self.seed)]
         words += ["--decoders", *self.decoders]
         words += ["--decoder-steps", str(self.decoder_steps)] if self.decoder_steps else []
+        if self.segmentation_size:
+            words += ["--segmentation-size", str(self.segmentation_size)]
         words += ["--columns", *self.columns] if self.columns else []
         for encoder, file in self.training_lists:
             words += ["--training-list", encoder, str(file)]
@@ -115,6 +118,7 @@ def evaluate(
     decoders: Sequence[str] = ("linear",),
     labels: Sequence[str] = (),
     decoder_steps: int | None = None,
+    segmentation_size: int | None = None,
     columns: Sequence[str] = (),
     label_efficiency: bool = False,
     sites: bool = False,
@@ -138,9 +142,11 @@ def evaluate(
             `segmentation` (the masks); default: the first two. None with a preset.
         probes: `linear`, `knn`, and those of `trained_protocols`: `sgd`, `sgd-crops`,
             `attentive`, `fine-tune`, `fine-tune-last-N`.
-        decoders: Of segmentation: `linear`, `vitdet`, `upernet`.
+        decoders: Of segmentation: those of `segmentation_decoders.DECODERS`, also with
+            `-fine-tuned` behind the name.
         labels: Mask labels and findings to segment; default: all mask labels.
         decoder_steps: For which decoders are trained; default: `segmentation.STEPS`.
+        segmentation_size: Side of the encoders' input in segmentation, pixels; default: their own.
         columns: Further columns of the dataset to predict, such as `view` or `site`.
         label_efficiency: Also fit linear probes on 1 to 100 % of the training patients.
         sites: Also fit linear probes on each site, and judge them on each.
@@ -167,6 +173,7 @@ def evaluate(
         preset=preset,
         labels=tuple(dict.fromkeys(labels)),
         decoder_steps=decoder_steps,
+        segmentation_size=segmentation_size,
         training_lists=tuple(training_lists),
         baseline=baseline,
         seed=seed,
@@ -177,8 +184,7 @@ def evaluate(
     _require_evaluation_or_empty(out)
     benchmark, segmenting = _open(data, choice)
     listed = _training_lists(choice, benchmark)
-    for encoder in choice.encoders:
-        require_usable(encoder, benchmark, choice.protocol, segments=segmenting is not None)
+    _require_encoders(choice, benchmark, segments=segmenting is not None)
     out.mkdir(parents=True, exist_ok=True)
     features, judged = _judge(choice, benchmark, out)
     segmented = {} if segmenting is None else _segment(choice, benchmark, segmenting, out)
@@ -220,15 +226,18 @@ def _segment(
 ) -> dict[str, pa.Table]:
     """Scores of label maps of every encoder that is a network; no labels are all."""
     asked = (*labels, *([f"{choice.decoder_steps} steps"] if choice.decoder_steps else []))
+    size = (f"{choice.segmentation_size} pixels",) if choice.segmentation_size else ()
     return {
         encoder: judge_segmentation(
             load_encoder(encoder),
             benchmark.data,
-            out / SEGMENTATION / slug("\0".join((encoder, *asked)) if asked else encoder),
+            out / SEGMENTATION / slug("\0".join((encoder, *size, *asked))),
+            tokens=out / SEGMENTATION / "tokens" / slug("\0".join((encoder, *size))),
             decoders=choice.decoders,
             labels=labels or None,
             seeds=range(choice.protocol.seeds),
             steps=choice.decoder_steps,
+            image_size=choice.segmentation_size,
         )
         for encoder in choice.encoders
         if can_run(encoder)
@@ -477,6 +486,8 @@ def _require_valid(choice: _Choice) -> None:
     require_probes(choice.protocol.probes)
     if choice.labels and (choice.preset or SEGMENTATION not in choice.tasks):
         raise InputError("labels are for --tasks segmentation. Add it, or leave --labels out.")
+    if choice.segmentation_size is not None and choice.segmentation_size < 1:
+        raise InputError(f"segmentation_size is {choice.segmentation_size}. Give 1 or more.")
     for name, _ in choice.training_lists:
         if name not in choice.encoders:
             raise InputError(
@@ -490,6 +501,13 @@ def _require_valid(choice: _Choice) -> None:
     _require_baseline(choice.baseline, choice.encoders)
     if not 0 <= choice.seed < 2**32:
         raise InputError(f"seed is {choice.seed}. Allowed: 0 to {2**32 - 1}.")
+
+
+def _require_encoders(choice: _Choice, benchmark: Benchmark, *, segments: bool) -> None:
+    for encoder in choice.encoders:
+        require_usable(encoder, benchmark, choice.protocol, segments=segments)
+        if segments and can_run(encoder):
+            require_segmenting(load_encoder(encoder), choice.decoders, choice.segmentation_size)
 
 
 def _require_baseline(baseline: str | None, encoders: Sequence[str]) -> None:

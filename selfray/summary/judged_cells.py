@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from selfray.evals.segmentation_decoders import is_fine_tuned, plain_name
 from selfray.summary.markup import escaped
 from selfray.summary.number_cells import Line, fixed, interval, number_cell
 
@@ -15,6 +16,7 @@ _PROBES = {
     "sgd-crops": "linear, SGD on crops",
     "attentive": "attentive pooling",
     "fine-tune": "fine-tuned",
+    "linear-four-blocks": "linear, four blocks",
     "vitdet": "ViTDet decoder",
     "upernet": "UPerNet decoder",
 }
@@ -23,6 +25,8 @@ _PROBES = {
 def probe_name(probe: str) -> str:
     """A protocol in words, not escaped."""
     last = re.fullmatch(r"fine-tune-last-(\d+)", probe)
+    if is_fine_tuned(probe):
+        return f"{_PROBES.get(plain_name(probe), plain_name(probe))}, encoder fine-tuned"
     return f"fine-tuned, last {last[1]} blocks" if last else _PROBES.get(probe, probe)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from selfray.evals.segmentation_decoders import DECODERS, FINE_TUNED
 from selfray.summary.inputs import Evaluation
 from selfray.summary.judged_cells import best_legend, judged_cell, probe_name
 from selfray.summary.markup import escaped, facts, figure
@@ -11,7 +12,7 @@ from selfray.summary.number_cells import encoder_head, head, table
 from selfray.summary.verdict import Measure, measures, readable_names
 
 _FROZEN = {"linear", "knn"}
-_DECODERS = {"vitdet", "upernet"}
+_DECODERS = {name + ending for name in DECODERS for ending in ("", FINE_TUNED)}
 _BEST = "encoder of the column"
 
 

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from selfray.data.dataset import RadiographDataset
 from selfray.errors import BadImage, InputError
-from selfray.feature_directory import is_feature_directory, read_manifest
 from selfray.summary.inputs import Evaluation
 from selfray.summary.judged_cells import probe_name
 from selfray.summary.markup import escaped, figure, listed
@@ -77,22 +76,19 @@ def segmentation_pictures(
 
 def _label_maps(evaluation: Path, encoder: str, decoder: str) -> _LabelMaps | None:
     """Where `judge_segmentation` left them, of the first seed."""
-    for tokens in sorted(evaluation.glob("segmentation/*/tokens")):
-        if not is_feature_directory(tokens):
-            continue
-        if read_manifest(tokens, "manifest.json").get("encoder") != encoder:
-            continue
-        for part in sorted(tokens.parent.glob(f"{glob.escape(decoder)}-[0-9]*.parquet")):
-            maps = sorted((tokens.parent / "label_maps" / part.stem).glob("row-*.png"))
-            if maps:
-                rows = {int(file.stem.removeprefix("row-")): file for file in maps[:_SHOWN]}
-                return _LabelMaps(_labels(part), rows)
+    for part in sorted(evaluation.glob(f"segmentation/*/{glob.escape(decoder)}-[0-9]*.parquet")):
+        made_by, labels = _encoder_and_labels(part)
+        maps = sorted((part.parent / "label_maps" / part.stem).glob("row-*.png"))
+        if made_by == encoder and maps:
+            rows = {int(file.stem.removeprefix("row-")): file for file in maps[:_SHOWN]}
+            return _LabelMaps(labels, rows)
     return None
 
 
-def _labels(part: Path) -> tuple[str, ...]:
+def _encoder_and_labels(part: Path) -> tuple[str, tuple[str, ...]]:
     try:
-        return tuple(json.loads((pq.read_schema(part).metadata or {})[b"selfray"])["labels"])
+        identity = json.loads((pq.read_schema(part).metadata or {})[b"selfray"])
+        return identity["encoder"], tuple(identity["labels"])
     except (OSError, ValueError, KeyError, pa.ArrowInvalid) as cause:
         raise InputError(f"{part.name} is damaged. Evaluate again.") from cause
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,10 +22,12 @@ from selfray.data.dataset import (
 )
 from selfray.errors import InputError
 from selfray.evals.segmentation_metrics import segmentation_metrics
-from selfray.evaluate import segmentation
-from selfray.evaluate.segmentation import judge_segmentation, measured_box
+from selfray.evaluate import patch_tokens, segmentation
+from selfray.evaluate.label_maps import measured_box, seen_box
+from selfray.evaluate.segmentation import judge_segmentation
 from selfray.models.encoder import Encoder, Tokens
 from selfray.models.preprocessing import Preprocessing
+from selfray.models.published import load_encoder
 
 HEIGHT, WIDTH = 96, 64  # of which the encoder sees the middle, 64 x 64
 STEPS = 60
@@ -87,6 +91,10 @@ def cells() -> Encoder:
     return Encoder("cells", Cells(), preprocessing, width=128, grid=(8, 8), weights_sha256="0" * 64)
 
 
+def judged_by(encoder: Encoder, data: RadiographDataset, out: Path, **arguments) -> pa.Table:
+    return judge_segmentation(encoder, data, out, tokens=out.parent / "tokens", **arguments)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> RadiographDataset:
     return write_dataset(tmp_path_factory.mktemp("bars") / "data")
@@ -95,7 +103,7 @@ def data(tmp_path_factory) -> RadiographDataset:
 @pytest.fixture(scope="module")
 def judged(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("judged") / "cells"
-    return out, judge_segmentation(cells(), data, out, seeds=(0, 1), steps=STEPS)
+    return out, judged_by(cells(), data, out, seeds=(0, 1), steps=STEPS)
 
 
 def test_each_test_image_has_a_row_a_label_and_a_seed(data, judged):
@@ -148,14 +156,14 @@ def test_what_is_done_is_not_done_again(data, judged, monkeypatch):
     out, table = judged
     encoder = cells()
     monkeypatch.setattr(segmentation, "train_decoder", None)
-    again = judge_segmentation(encoder, data, out, seeds=(0, 1), steps=STEPS)
+    again = judged_by(encoder, data, out, seeds=(0, 1), steps=STEPS)
     assert again.equals(table) and encoder.model.seen == 0
 
 
 def test_interrupted_the_same_call_goes_on_with_the_tokens_and_decoders_that_are_done(
     data, tmp_path, monkeypatch
 ):
-    whole = judge_segmentation(cells(), data, tmp_path / "whole", seeds=(0, 1), steps=5)
+    whole = judged_by(cells(), data, tmp_path / "whole", seeds=(0, 1), steps=5)
     train = segmentation.train_decoder
     trained: list[int] = []
 
@@ -167,9 +175,9 @@ def test_interrupted_the_same_call_goes_on_with_the_tokens_and_decoders_that_are
 
     monkeypatch.setattr(segmentation, "train_decoder", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        judge_segmentation(cells(), data, tmp_path / "out", seeds=(0, 1), steps=5)
+        judged_by(cells(), data, tmp_path / "out", seeds=(0, 1), steps=5)
     encoder = cells()
-    table = judge_segmentation(encoder, data, tmp_path / "out", seeds=(0, 1), steps=5)
+    table = judged_by(encoder, data, tmp_path / "out", seeds=(0, 1), steps=5)
     assert len(trained) == 3 and encoder.model.seen == 0
     assert table.equals(whole)
 
@@ -177,8 +185,8 @@ def test_interrupted_the_same_call_goes_on_with_the_tokens_and_decoders_that_are
 def test_tokens_that_were_written_before_an_interruption_are_not_encoded_again(
     data, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(segmentation, "CHUNK_ROWS", 16)
-    monkeypatch.setattr(segmentation, "_BATCH", 16)
+    monkeypatch.setattr(patch_tokens, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(patch_tokens, "_BATCH", 16)
     first, forward = cells(), Cells.forward
 
     def stops(self, images):
@@ -188,10 +196,10 @@ def test_tokens_that_were_written_before_an_interruption_are_not_encoded_again(
 
     monkeypatch.setattr(Cells, "forward", stops)
     with pytest.raises(KeyboardInterrupt):
-        judge_segmentation(first, data, tmp_path / "out", steps=1)
+        judged_by(first, data, tmp_path / "out", steps=1)
     monkeypatch.setattr(Cells, "forward", forward)
     second = cells()
-    judge_segmentation(second, data, tmp_path / "out", steps=1)
+    judged_by(second, data, tmp_path / "out", steps=1)
     assert second.model.seen == len(SPLITS) - 16
 
 
@@ -201,18 +209,18 @@ def test_finding_masks_can_be_segmented_and_images_without_one_take_no_part(tmp_
         return encode_bits(masks[1:2]) if some.count % 2 else None
 
     data = write_dataset(tmp_path / "data", finding_mask=some)
-    table = judge_segmentation(cells(), data, tmp_path / "out", labels=["effusion"], steps=60)
+    table = judged_by(cells(), data, tmp_path / "out", labels=["effusion"], steps=60)
     assert table.num_rows == SPLITS.count("test") / 2
     assert np.mean(table["dice"].to_pylist()) > 0.8
 
 
 def test_another_request_in_the_same_directory_is_refused(data, judged):
     with pytest.raises(InputError, match=r"linear-0.parquet is of other labels: .*Give another"):
-        judge_segmentation(cells(), data, judged[0], labels=["lung"], steps=STEPS)
+        judged_by(cells(), data, judged[0], labels=["lung"], steps=STEPS)
     part = judged[0] / "linear-7.parquet"
     part.write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"linear-7.parquet is damaged.*made again"):
-        judge_segmentation(cells(), data, judged[0], seeds=(7,), steps=STEPS)
+        judged_by(cells(), data, judged[0], seeds=(7,), steps=STEPS)
     part.unlink()
 
 
@@ -229,7 +237,7 @@ def test_another_request_in_the_same_directory_is_refused(data, judged):
 )
 def test_a_wrong_request_is_refused_in_one_line(data, tmp_path, arguments, message):
     with pytest.raises(InputError, match=message) as refused:
-        judge_segmentation(cells(), data, tmp_path / "out", **arguments)
+        judged_by(cells(), data, tmp_path / "out", **arguments)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
 
@@ -253,7 +261,7 @@ def test_a_wrong_request_is_refused_in_one_line(data, tmp_path, arguments, messa
 def test_wrong_label_maps_are_refused_in_one_line_without_a_patient(tmp_path, mask, message):
     data = write_dataset(tmp_path / "data", mask=mask)
     with pytest.raises(InputError, match=message) as refused:
-        judge_segmentation(cells(), data, tmp_path / "out", steps=1)
+        judged_by(cells(), data, tmp_path / "out", steps=1)
     assert "\n" not in str(refused.value) and "p0" not in str(refused.value)
 
 
@@ -265,9 +273,117 @@ def test_a_publisher_s_square_is_found_out_by_ramps(shape):
 
 
 def test_tokens_are_kept_as_half_precision_and_described(judged):
-    tokens = np.load(judged[0] / "tokens" / "patch_tokens.npy", mmap_mode="r")
-    assert tokens.dtype == np.float16 and tokens.shape == (len(SPLITS), 8, 8, 128)
-    manifest = json.loads((judged[0] / "tokens" / "manifest.json").read_text())
+    kept = judged[0].parent / "tokens" / "last-block"
+    tokens = np.load(kept / "patch_tokens.npy", mmap_mode="r")
+    assert tokens.dtype == np.float16 and tokens.shape == (len(SPLITS), 1, 8, 8, 128)
+    manifest = json.loads((kept / "manifest.json").read_text())
     assert manifest["weights_sha256"] == "0" * 64
-    rows = pq.read_table(judged[0] / "tokens" / "rows.parquet")
+    rows = pq.read_table(kept / "rows.parquet")
     assert rows["image_id"].to_pylist() == [f"i{k}" for k in range(len(SPLITS))]
+
+
+def test_other_labels_and_steps_share_the_tokens(tmp_path):
+    """Also where the images with a finding's mask are others than those with an organ's."""
+    data = write_dataset(
+        tmp_path / "data",
+        mask=lambda split, masks: encode_bits(masks) if masks[0, :14].any() else None,
+        finding_mask=lambda split, masks: encode_bits(masks[1:2]),
+    )
+    first, other = cells(), cells()
+    judged_by(first, data, tmp_path / "first", labels=["lung"], steps=3)
+    assert first.model.seen == len(SPLITS)
+    table = judged_by(other, data, tmp_path / "other", labels=["effusion"], steps=60)
+    assert other.model.seen == 0
+    assert np.mean(table["dice"].to_pylist()) > 0.8
+
+
+def tiny() -> Encoder:
+    return load_encoder("random:vit_pico/16@64")
+
+
+def test_a_decoder_of_four_blocks_keeps_them_once_and_others_read_the_last_of_them(
+    data, tmp_path, monkeypatch
+):
+    judged_by(tiny(), data, tmp_path / "a", decoders=["linear-four-blocks"], steps=3)
+    monkeypatch.setattr(Encoder, "blocks", None)
+    shared = judged_by(tiny(), data, tmp_path / "b", decoders=["vitdet", "linear"], steps=3)
+    monkeypatch.undo()
+    kept = tmp_path / "tokens"
+    assert [p.name for p in kept.iterdir()] == ["four-blocks"]
+    tokens = np.load(kept / "four-blocks" / "patch_tokens.npy")
+    assert tokens.shape == (len(SPLITS), 4, 4, 4, 128)
+    encoder = tiny()
+    images = torch.stack([encoder.preprocess(data.pixels(row)) for row in range(len(SPLITS))])
+    shown = encoder.blocks(images, encoder.depth)
+    for place, block in enumerate((1, 3, 4, 6)):  # of six
+        expected = shown[block - 1][1].permute(0, 2, 3, 1).half().numpy()
+        np.testing.assert_allclose(tokens[:, place], expected, atol=2e-3, rtol=2e-3)
+    (tmp_path / "alone").mkdir()
+    alone = judged_by(
+        tiny(), data, tmp_path / "alone" / "b", decoders=["vitdet", "linear"], steps=3
+    )
+    assert alone.equals(shared)
+
+
+def test_another_image_size_gives_a_finer_grid_of_the_same_part_of_the_image(data, tmp_path):
+    own, finer = tiny(), segmentation.encoder_at(tiny(), 128)
+    assert finer.grid == (8, 8) and finer.preprocessing.size == 128
+    assert seen_box(finer)(HEIGHT, WIDTH) == pytest.approx(seen_box(own)(HEIGHT, WIDTH), abs=1)
+    judged_by(tiny(), data, tmp_path / "out", steps=3, image_size=128)
+    tokens = np.load(tmp_path / "tokens" / "last-block" / "patch_tokens.npy")
+    pixels = finer.preprocess(data.pixels(0))[None]
+    assert pixels.shape[-2:] == (128, 128)
+    expected = finer.features(pixels)[1].permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(tokens[:1, 0], expected, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "arguments", "message"),
+    [
+        (tiny, {"image_size": 100}, "segmentation size is 100, .*patch of .*, 16. Use 96 or 112"),
+        (tiny, {"image_size": 8}, "segmentation size is 8, .* Use 16 or 32"),
+        (cells, {"image_size": 128}, "segmentation size 128: cells takes images of 64 pixels only"),
+        (
+            cells,
+            {"decoders": ["linear-fine-tuned"]},
+            "cells is no vision transformer.* Take linear",
+        ),
+        (
+            cells,
+            {"decoders": ["linear-four-blocks"]},
+            "linear-four-blocks: cells shows its last block only. Take linear.",
+        ),
+    ],
+)
+def test_what_an_encoder_is_not_fit_for_is_refused(data, tmp_path, encoder, arguments, message):
+    with pytest.raises(InputError, match=message) as refused:
+        judged_by(encoder(), data, tmp_path / "out", steps=3, **arguments)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "tokens").exists()
+
+
+def test_fine_tuning_trains_a_copy_reads_images_and_misses_less_than_random_weights(data, tmp_path):
+    encoder = tiny()
+    before = {name: value.clone() for name, value in encoder.model.state_dict().items()}
+    names = ["linear", "linear-fine-tuned"]
+    table = judged_by(encoder, data, tmp_path / "out", decoders=names, steps=60).to_pandas()
+    after = encoder.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(parameter.grad is not None for parameter in encoder.model.parameters())
+    outside = table["outside_share"]
+    table["missed"] = 2 * (1 - outside) / (2 - outside) - table["dice"]
+    missed = table.groupby("decoder")["missed"].mean()
+    assert missed["linear-fine-tuned"] < missed["linear"] / 2
+    shutil.rmtree(tmp_path / "tokens")
+    again = judged_by(tiny(), data, tmp_path / "again", decoders=names[1:], steps=60).to_pandas()
+    assert not (tmp_path / "tokens").exists()
+    tuned = table[table["decoder"] == names[1]].drop(columns="missed").reset_index(drop=True)
+    assert again.equals(tuned)
+
+
+def test_images_without_content_teach_nothing_but_where_things_usually_are(tmp_path):
+    gray = encode_png(np.full((HEIGHT, WIDTH), 120, np.uint8))
+    data = write_dataset(tmp_path / "data", image=lambda split, masks: gray)
+    judged_by(tiny(), data, tmp_path / "out", decoders=["linear-fine-tuned"], steps=20)
+    maps = sorted((tmp_path / "out" / "label_maps" / "linear-fine-tuned-0").iterdir())
+    assert len({file.read_bytes() for file in maps}) == 1

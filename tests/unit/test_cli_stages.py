@@ -63,8 +63,8 @@ CALLS: list[tuple[str, str, str, dict[str, Any]]] = [
         {"encoders": ["a", "b"], "data": Path("d"), "out": Path("e"), "tasks": ["metadata"],
          "probes": ["sgd", "linear"], "columns": ["view", "site"], "label_efficiency": False,
          "sites": True, "probe_seeds": 2, "decoders": ("linear",), "preset": None,
-         "labels": (), "decoder_steps": None, "training_lists": [("a", Path("t"))],
-         "baseline": "b", "seed": 3},
+         "labels": (), "decoder_steps": None, "segmentation_size": None,
+         "training_lists": [("a", Path("t"))], "baseline": "b", "seed": 3},
     ),
     (
         "evaluate --compare d e --out f --baseline b",

@@ -13,6 +13,7 @@ from selfray.evals.segmentation_decoders import (
     ChannelNorm,
     FeaturePyramid,
     LinearDecoder,
+    blocks_read,
     build_decoder,
 )
 
@@ -28,9 +29,11 @@ def tokens(batch: int = 2, grid: tuple[int, int] = (8, 8), seed: int = 0) -> tor
 def test_logits_are_four_to_a_patch_and_every_weight_learns(name, grid, fine):
     if name == "upernet":
         pytest.importorskip("transformers")
-    decoder = build_decoder(name, WIDTH, CLASSES, grid)
-    logits = decoder([tokens(grid=grid)])
-    expected = (35, 35) if name == "linear" and grid == (7, 7) else fine  # 5 x 7 are 32 at least
+    levels = 4 if name == "linear-four-blocks" else 1
+    decoder = build_decoder(name, WIDTH, CLASSES, grid, levels)
+    logits = decoder([tokens(grid=grid)] * levels)
+    seven = name.startswith("linear") and grid == (7, 7)
+    expected = (35, 35) if seven else fine  # 5 x 7 are 32 at least
     assert logits.shape == (2, CLASSES, *expected)
     logits.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in decoder.parameters())
@@ -104,3 +107,30 @@ def test_of_four_levels_the_first_makes_the_finest_map(name):
 def test_an_unknown_decoder_is_named_with_the_allowed_ones():
     with pytest.raises(InputError, match=r"'vitdt' is unknown. Did you mean 'vitdet'\? Allowed:"):
         build_decoder("vitdt", WIDTH, CLASSES, (8, 8))
+
+
+def test_linear_on_four_blocks_is_the_sum_of_a_linear_function_of_each():
+    decoder = build_decoder("linear-four-blocks", WIDTH, CLASSES, (8, 8), 4)
+    levels = [tokens(seed=k) for k in range(4)]
+    nothing = [torch.zeros_like(level) for level in levels]
+    parts = torch.zeros(2, CLASSES, 32, 32)
+    for k, level in enumerate(levels):
+        parts += decoder([*nothing[:k], level, *nothing[k + 1 :]]) - decoder(nothing)
+    torch.testing.assert_close(decoder(levels), parts + decoder(nothing), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "blocks"),
+    [
+        ("linear", 12, (11,)),
+        ("vitdet-fine-tuned", 12, (11,)),
+        ("upernet", 12, (2, 5, 8, 11)),  # `out_indices` of MMSegmentation's ViT-B with UPerNet
+        ("upernet-fine-tuned", 24, (5, 11, 17, 23)),
+        ("linear-four-blocks", 6, (0, 2, 3, 5)),
+        ("upernet", 4, (0, 1, 2, 3)),
+        ("upernet", 3, (2,)),
+        ("upernet", 1, (0,)),
+    ],
+)
+def test_blocks_are_the_last_or_four_evenly_spaced(name, depth, blocks):
+    assert blocks_read(name, depth) == blocks

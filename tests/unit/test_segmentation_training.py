@@ -10,7 +10,7 @@ from PIL import Image
 
 from selfray.evals import segmentation_training as training
 from selfray.evals.segmentation_training import (
-    LabelledTokens,
+    LabelledInputs,
     SegmentationDecoder,
     logits_at,
     segmentation_loss,
@@ -23,7 +23,7 @@ from selfray.models.preprocessing import Preprocessing
 GRID, WIDTH, SIDE = (8, 8), 6, 128
 
 
-def planted(images: int, *, seed: int) -> LabelledTokens:
+def planted(images: int, *, seed: int) -> LabelledInputs:
     """Two labels that never meet; which patch has one is written in its token."""
     rng = np.random.default_rng(seed)
     patches = rng.integers(0, 3, (images, *GRID))  # 0 is background
@@ -32,11 +32,14 @@ def planted(images: int, *, seed: int) -> LabelledTokens:
         tokens[..., label] += 5 * (patches == label)
     tokens[..., 0] = 7  # a channel that never changes
     bits = np.array([0, 1, 2], np.uint16)[patches].repeat(16, axis=1).repeat(16, axis=2)
-    return LabelledTokens(tokens.astype(np.float16), np.arange(images), bits)
+    kept = torch.from_numpy(tokens.astype(np.float16)[:, None])
+    return LabelledInputs(lambda chosen: kept[chosen], bits)
 
 
 def decoder(*, multi_label: bool = False, seed: int = 0) -> SegmentationDecoder:
-    return SegmentationDecoder("linear", WIDTH, GRID, labels=2, multi_label=multi_label, seed=seed)
+    return SegmentationDecoder(
+        "linear", WIDTH, GRID, levels=1, labels=2, multi_label=multi_label, seed=seed
+    )
 
 
 def batches(step: int) -> np.ndarray:
@@ -45,7 +48,7 @@ def batches(step: int) -> np.ndarray:
 
 def trained(*, multi_label: bool = False, steps: int = 60) -> tuple[SegmentationDecoder, float]:
     model, train = decoder(multi_label=multi_label), planted(24, seed=0)
-    model.scale_by(train.tokens)
+    model.scale_by([train.inputs(np.arange(24))])
     best = train_decoder(model, train, planted(8, seed=1), batches, steps, lambda: None)
     return model, best[1]
 
@@ -90,7 +93,7 @@ def test_what_tokens_tell_is_learned(multi_label):
     # Not 1, as bilinear logits round the corners of single patches; chance is about a half.
     assert dice > 0.9
     assert validation_dice(decoder(multi_label=multi_label), planted(8, seed=1)) < 0.6
-    masks = model.masks(model(planted(8, seed=1).levels(np.arange(8), torch.device("cpu"))))
+    masks = model.masks(model(planted(8, seed=1).inputs(np.arange(8))))
     assert masks.shape == (8, 2, 32, 32)
     assert multi_label or not masks.all(dim=1).any()
 
@@ -114,7 +117,7 @@ def test_the_weights_of_the_best_validation_are_kept(monkeypatch):
     answers = iter([0.3, 0.8, 0.1, 0.5, 0.2])
     seen: list[torch.Tensor] = []
 
-    def validation(model: SegmentationDecoder, data: LabelledTokens) -> float:
+    def validation(model: SegmentationDecoder, data: LabelledInputs) -> float:
         seen.append(model.decoder.logits.weight.detach().clone())
         return next(answers)
 

@@ -342,15 +342,11 @@ def test_segmentation_has_labels_by_encoder_and_decoder_with_the_best_marked(
 
 def write_label_maps(out: Path, data: RadiographDataset, masks: dict[int, np.ndarray]) -> None:
     """What `judge_segmentation` leaves of the encoder `run` and its linear decoder."""
-    (out / "tokens").mkdir(parents=True)
-    manifest = dict.fromkeys(("weights_sha256", "preprocessing", "precision", "arrays", "dataset"))
-    manifest |= {"format": "selfray-features", "encoder": "run"}
-    (out / "tokens/manifest.json").write_text(json.dumps(manifest))
     maps = out / "label_maps/linear-0"
     maps.mkdir(parents=True)
     for row, mask in masks.items():
         (maps / f"row-{row:07d}.png").write_bytes(encode_bits(mask))
-    described = json.dumps({"labels": list(data.mask_labels), "fingerprint": data.fingerprint})
+    described = json.dumps({"encoder": "run", "labels": list(data.mask_labels)})
     table = pa.table({"image_id": ["secret"]}).replace_schema_metadata({"selfray": described})
     pq.write_table(table, out / "linear-0.parquet")
 
