@@ -79,9 +79,18 @@ class ReportConfig:
     projector_layers: int = _setting(2, "linear layers of the projector")  # [llava]
     batch_size: int = _setting(16, "examples a step")
     micro_batch: int = _setting(16, "examples that are computed at a time, to save memory")
+    activation_checkpointing: bool = _setting(
+        False, "compute the language model's activations twice, to save memory"
+    )
+    image_dropout: float = _setting(
+        0.0, "probability that an example is learned without its image; guidance needs it"
+    )
     max_target_tokens: int = _setting(256, "longer targets are cut at a sentence")
     max_new_tokens: int = _setting(256, "of a generated report, at most")
     beams: int = _setting(1, "beams of the search; 1: greedy")
+    guidance: float = _setting(
+        0.0, "how much words count for being likelier with the image than without; 0: not at all"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = _setting(
         "auto", "of matrix products; auto takes bfloat16 where the hardware has it"
     )

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -67,6 +67,29 @@ class EncodedExamples:
         return np.array([len(prompt) + len(target) for prompt, target in pairs])
 
 
+class Projector(nn.Module):
+    """From patch tokens to the embeddings of a language model.
+
+    Args:
+        width: D of the patch tokens.
+        hidden: H of the language model's embeddings.
+        depth: Linear layers, >= 1, with GELU between them.
+    """
+
+    def __init__(self, width: int, hidden: int, depth: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.LayerNorm(width)]
+        layers.append(nn.Linear(width, hidden))
+        for _ in range(depth - 1):
+            layers += [nn.GELU(), nn.Linear(hidden, hidden)]
+        self.layers = nn.Sequential(*layers)
+        self.no_image = nn.Parameter(torch.zeros(hidden))
+
+    def forward(self, patches: Tensor, seen: Tensor) -> Tensor:
+        """Patch tokens [B, V, D] to [B, V, H]; where not `seen`, bool [B], no image instead."""
+        return torch.where(seen[:, None, None], self.layers(patches), self.no_image)
+
+
 class ReportModel(nn.Module):
     """A projector in front of a language model.
 
@@ -90,26 +113,23 @@ class ReportModel(nn.Module):
         super().__init__()
         self.language, self.width, self.visual_side = language, width, visual_side
         self.projector_layers, self.fully_trained = projector_layers, False
-        self.network = language.network
-        embedding = self.network.get_input_embeddings()
-        hidden = embedding.weight.shape[1]
+        self.network: Any = language.network
+        hidden = int(self.network.get_input_embeddings().weight.shape[1])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            layers: list[nn.Module] = [nn.LayerNorm(width), nn.Linear(width, hidden)]
-            for _ in range(projector_layers - 1):
-                layers += [nn.GELU(), nn.Linear(hidden, hidden)]
-        self.projector = nn.Sequential(*layers)
+            self.projector = Projector(width, hidden, projector_layers)
 
     @property
     def device(self) -> torch.device:
         """Where the projector is."""
         return next(self.projector.parameters()).device
 
-    def visual(self, tokens: np.ndarray) -> Tensor:
+    def visual(self, tokens: np.ndarray, seen: Tensor) -> Tensor:
         """Projected patch tokens.
 
         Args:
             tokens: [B, h, w, D].
+            seen: bool [B], whether the image is shown.
 
         Returns:
             [B, V, H], V = visual_side² or h w, row by row.
@@ -118,13 +138,13 @@ class ReportModel(nn.Module):
         if self.visual_side:
             side = (self.visual_side, self.visual_side)
             patches = F.adaptive_avg_pool2d(patches.movedim(-1, 1), side).movedim(1, -1)
-        return self.projector(patches.flatten(1, 2))
+        return self.projector(patches.flatten(1, 2), seen)
 
     def visual_count(self, tokens: np.ndarray) -> int:
         """How many visual tokens an image of [N, h, w, D] has."""
         return self.visual_side**2 or tokens.shape[1] * tokens.shape[2]
 
-    def embeddings(self, tokens: np.ndarray, texts: list[list[int]]) -> Tensor:
+    def embeddings(self, tokens: np.ndarray, texts: list[list[int]], seen: Tensor) -> Tensor:
         """What the language model reads: start, visual tokens, text; filled up on the right.
 
         Nothing looks back at what is filled up, since attention is causal.
@@ -132,6 +152,7 @@ class ReportModel(nn.Module):
         Args:
             tokens: [B, h, w, D].
             texts: B lists of token ids after the visual tokens.
+            seen: bool [B], whether the image is shown.
 
         Returns:
             [B, L, H].
@@ -141,7 +162,7 @@ class ReportModel(nn.Module):
         before = self.language.before_image()
         ids = torch.tensor([before + row for row in filled], device=self.device)
         embedded = self.network.get_input_embeddings()(ids)
-        visual = self.visual(tokens).to(embedded.dtype)
+        visual = self.visual(tokens, seen).to(embedded.dtype)
         return torch.cat([embedded[:, : len(before)], visual, embedded[:, len(before) :]], dim=1)
 
     def add_lora(
@@ -182,7 +203,9 @@ class ReportModel(nn.Module):
         """A copy of the language model with its adapters merged into its weights."""
         return copy.deepcopy(self.network).merge_and_unload()  # type: ignore[operator]
 
-    def loss_sum(self, examples: EncodedExamples, chosen: np.ndarray) -> tuple[Tensor, int]:
+    def loss_sum(
+        self, examples: EncodedExamples, chosen: np.ndarray, image_dropout: float = 0.0
+    ) -> tuple[Tensor, int]:
         """Cross-entropy of the targets' tokens, summed.
 
         Logits are computed only where some target of the batch has a token.
@@ -190,6 +213,7 @@ class ReportModel(nn.Module):
         Args:
             examples: All examples.
             chosen: Which of them, int [B].
+            image_dropout: Probability that an image is not shown.
 
         Returns:
             The sum, scalar float32, and how many tokens it is over.
@@ -199,7 +223,8 @@ class ReportModel(nn.Module):
         tokens = examples.tokens[examples.rows[chosen]]
         # The last token is only predicted, never read.
         texts = [prompt + target[:-1] for prompt, target in zip(prompts, targets, strict=True)]
-        embedded = self.embeddings(tokens, texts)
+        seen = torch.rand(len(chosen)) >= image_dropout
+        embedded = self.embeddings(tokens, texts, seen.to(self.device))
         start = embedded.shape[1] - max(len(ids) for ids in texts)
         first = start + min(len(prompt) for prompt in prompts) - 1
         places = torch.arange(first, embedded.shape[1], device=self.device)

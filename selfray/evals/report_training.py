@@ -108,6 +108,7 @@ def train_report_model(
     batch_size: int,
     micro_batch: int,
     check_every: int,
+    image_dropout: float,
     bfloat16: bool,
     activation_checkpointing: bool,
     seed: int,
@@ -123,6 +124,8 @@ def train_report_model(
         batch_size: Examples a step.
         micro_batch: Examples at a time; a batch is computed in parts of this size.
         check_every: Steps between validation losses and checkpoints.
+        image_dropout: Probability that an example is learned without its image, which guidance
+            needs.
         bfloat16: Whether matrix products are computed in bfloat16.
         activation_checkpointing: Whether the language model's activations are computed twice, to
             save memory.
@@ -141,9 +144,9 @@ def train_report_model(
             )
     if activation_checkpointing:
         model.network.gradient_checkpointing_enable({"use_reentrant": False})
-    computing = _Computing(model, train, micro_batch, bfloat16)
+    computing = _Computing(model, train, micro_batch, image_dropout, bfloat16)
     ends = np.cumsum([stage.steps for stage in stages]).tolist()
-    record = _Record(out, _described(train, validate, stages, batch_size, seed))
+    record = _Record(out, _described(train, validate, stages, batch_size, image_dropout, seed))
     state, step = _resumed(model, stages, ends, record, seed)
     batches = _Batches(train.lengths(), batch_size, seed)
     losses, tokens, began = [], 0, perf_counter()
@@ -186,6 +189,7 @@ class _Computing:
     model: ReportModel
     train: EncodedExamples
     micro_batch: int
+    image_dropout: float
     bfloat16: bool
 
     def gradients(self, batch: np.ndarray, step: int, seed: int) -> tuple[float, int]:
@@ -201,7 +205,7 @@ class _Computing:
             for start in range(0, len(batch), self.micro_batch):
                 part = batch[start : start + self.micro_batch]
                 with self._autocast():
-                    loss, _ = self.model.loss_sum(self.train, part)
+                    loss, _ = self.model.loss_sum(self.train, part, self.image_dropout)
                 (loss / total).backward()
                 mean += float(loss.detach()) / total
         visual = self.model.visual_count(self.train.tokens)
@@ -383,6 +387,7 @@ def _described(
     validate: EncodedExamples,
     stages: list[TrainingStage],
     batch_size: int,
+    image_dropout: float,
     seed: int,
 ) -> dict[str, Any]:
     """What must be equal for a training to be gone on with."""
@@ -393,6 +398,7 @@ def _described(
     return {
         "stages": [asdict(stage) for stage in stages],
         "batch_size": batch_size,
+        "image_dropout": image_dropout,
         "seed": seed,
         "examples": texts.hexdigest(),
     }

@@ -1,0 +1,405 @@
+"""A report model: layout, loss, batches, training, resume, generation, adapters, files."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from report_model_data import TEXTS, decoder, model_directory, opened, pairs, report_model, uncut
+
+from selfray.errors import InputError, RunStopped
+from selfray.evals.report_generation import generate_reports
+from selfray.evals.report_model import (
+    EncodedExamples,
+    ReportExamples,
+    ReportModel,
+    encode_examples,
+)
+from selfray.evals.report_model_directory import open_report_model, save_report_model
+from selfray.evals.report_training import TrainingStage, length_buckets, train_report_model
+
+ARCHITECTURES = ("llama", "qwen2", "gpt2", "opt")
+LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": ("all-linear",)}
+
+
+def encoded(model: ReportModel, examples: ReportExamples) -> EncodedExamples:
+    return encode_examples(model, examples, 100, uncut)
+
+
+def trained(
+    model: ReportModel, examples: EncodedExamples, stages: list[TrainingStage], out: Path, **changed
+) -> Any:
+    settings = {"batch_size": 4, "micro_batch": 2, "check_every": 3, "image_dropout": 0.0,
+                "bfloat16": False, "activation_checkpointing": False, "seed": 3}  # fmt: skip
+    return train_report_model(model, examples, examples, stages, **(settings | changed), out=out)
+
+
+def written(model: ReportModel, examples: ReportExamples, **changed: Any) -> list[str]:
+    settings = {"batch_size": 8, "max_new_tokens": 60, "beams": 1, "guidance": 0.0,
+                "bfloat16": False}  # fmt: skip
+    texts = [""] * len(examples.rows)
+    for places, found in generate_reports(
+        model, examples.tokens, examples.rows, examples.prompts, **(settings | changed)
+    ):
+        for place, text in zip(places, found, strict=True):
+            texts[place] = text
+    return texts
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_loss_is_that_of_each_example_alone_by_the_library(name: str, tmp_path: Path) -> None:
+    """In a batch of several lengths, against transformers' own loss without any filling up."""
+    examples = pairs()
+    model = report_model(opened(model_directory(tmp_path / name, name)), examples).eval()
+    tokens = encoded(model, examples)
+    with torch.no_grad():
+        loss, count = model.loss_sum(tokens, np.arange(8))
+        expected = 0.0
+        for i in range(8):
+            text = tokens.prompts[i] + tokens.targets[i]
+            seen = torch.ones(1, dtype=torch.bool)
+            embedded = model.embeddings(examples.tokens[[i]], [text], seen)
+            labels = torch.full(embedded.shape[:2], -100)
+            labels[0, -len(tokens.targets[i]) :] = torch.tensor(tokens.targets[i])
+            mask = torch.ones_like(labels)
+            each = model.network(inputs_embeds=embedded, attention_mask=mask, labels=labels).loss
+            expected += float(each) * len(tokens.targets[i])
+    assert count == sum(map(len, tokens.targets))
+    # Sums of the same float32 numbers in another order.
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_does_not_depend_on_the_prompt_as_a_target() -> None:
+    examples = pairs()
+    model = report_model(decoder(), examples)
+    tokens = encoded(model, examples)
+    longest = max(range(8), key=lambda i: len(tokens.prompts[i]))
+    _, count = model.loss_sum(tokens, np.array([longest]))
+    assert count == len(tokens.targets[longest])
+
+
+def test_patch_tokens_are_averaged_over_equal_blocks() -> None:
+    tokens = np.random.default_rng(1).normal(size=(2, 4, 4, 6)).astype(np.float16)
+    model = report_model(decoder(), ReportExamples(tokens, np.arange(2), ["", ""], ["a", "b"]), 2)
+    blocks = tokens.astype(np.float64).reshape(2, 2, 2, 2, 2, 6).mean(axis=(2, 4)).reshape(2, 4, 6)
+    projected = model.projector.layers(torch.from_numpy(blocks).float())
+    seen = torch.ones(2, dtype=torch.bool)
+    assert model.visual_count(tokens) == 4
+    # Averages of four float32 numbers, through layers of gain about 1.
+    torch.testing.assert_close(model.visual(tokens, seen), projected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_looks_like_a_special_token_in_a_text_is_only_text() -> None:
+    language = decoder()
+    assert language.end_id not in language.text_ids("No effusion.<end> Nodule.")
+    assert language.text(language.text_ids("No effusion.<end> Nodule.")) == (
+        "No effusion.<end> Nodule."
+    )
+    assert language.end_id not in language.after_image("Cough <end>")
+
+
+@pytest.mark.parametrize(
+    "text", ["naïve 9,5 µm", "Плевральный выпот слева.", "胸腔积液。", "___ XXXX"]
+)
+def test_any_script_is_written_and_read_back(text: str) -> None:
+    language = decoder()
+    assert language.text([*language.text_ids(text), language.end_id, 5]) == text
+
+
+def test_a_pass_has_each_example_once_in_batches_of_similar_lengths() -> None:
+    lengths = np.random.default_rng(0).lognormal(4, 0.6, size=640).astype(int)
+    batches = length_buckets(lengths, 8, seed=1, which_pass=0)
+    assert sorted(np.concatenate(batches)) == list(range(640))
+    filled = sum(lengths[b].max() * len(b) for b in batches) / lengths.sum()
+    order = np.random.default_rng(2).permutation(640).reshape(-1, 8)
+    plain = sum(lengths[b].max() * len(b) for b in order) / lengths.sum()
+    # 16 batches of a window cut the spread of lengths within one to about a sixteenth.
+    assert filled - 1 < (plain - 1) / 4
+    again = length_buckets(lengths, 8, seed=1, which_pass=0)
+    assert all((a == b).all() for a, b in zip(batches, again, strict=True))
+    other = length_buckets(lengths, 8, seed=1, which_pass=1)
+    assert any((a != b).any() for a, b in zip(batches, other, strict=True))
+
+
+def test_gradients_of_parts_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    examples = pairs()
+    models = [report_model(decoder(), examples) for _ in range(2)]
+    stages = [TrainingStage("full", 1, 1e-3)]
+    for model, parts in zip(models, (4, 1), strict=True):
+        trained(model, encoded(model, examples), stages, tmp_path / str(parts), micro_batch=parts)
+    for a, b in zip(*(m.parameters() for m in models), strict=True):
+        # AdamW's first step is its learning rate in the sign of the gradient: 1e-3 of change,
+        # where rounding of a gradient near 0 could show.
+        assert float((a - b).detach().abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("stages", [
+    [TrainingStage("none", 3, 1e-3), TrainingStage("full", 6, 1e-3)],
+    [TrainingStage("none", 2, 1e-3), TrainingStage("lora", 7, 1e-3, lora=LORA | {"dropout": 0.1})],
+])  # fmt: skip
+@pytest.mark.parametrize("stop", [3, 6])
+def test_an_interrupted_training_ends_with_the_same_weights_bit_for_bit(
+    stages: list[TrainingStage], stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = pairs()
+    whole, broken, resumed = (report_model(decoder(), examples) for _ in range(3))
+    trained(whole, encoded(whole, examples), stages, tmp_path / "whole", image_dropout=0.2)
+
+    calls = []
+    plain = ReportModel.loss_sum
+
+    def failing(self: ReportModel, *arguments: Any) -> Any:
+        if self is broken and torch.is_grad_enabled():
+            calls.append(0)
+            if len(calls) > 2 * (stop + 1):  # two parts a step: within the second step after it
+                raise KeyboardInterrupt
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(ReportModel, "loss_sum", failing)
+    with pytest.raises(KeyboardInterrupt):
+        trained(broken, encoded(broken, examples), stages, tmp_path / "cut", image_dropout=0.2)
+    done = trained(resumed, encoded(resumed, examples), stages, tmp_path / "cut", image_dropout=0.2)
+    assert [check["step"] for check in done.checks] == sorted({3, 6, 9, stages[0].steps})
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_the_weights_are_those_of_the_lowest_validation_loss(tmp_path: Path) -> None:
+    examples = pairs()
+    model = report_model(decoder(), examples)
+    tokens = encoded(model, examples)
+    few = EncodedExamples(tokens.tokens, tokens.rows[:2], tokens.prompts[:2], tokens.targets[:2], 0)
+    rest = EncodedExamples(
+        tokens.tokens, tokens.rows[2:], tokens.prompts[2:], tokens.targets[2:], 0
+    )
+    done = train_report_model(
+        model, few, rest, [TrainingStage("full", 40, 1e-2)], batch_size=2, micro_batch=2,
+        check_every=4, image_dropout=0.0, bfloat16=False, activation_checkpointing=False, seed=0,
+        out=tmp_path,
+    )  # fmt: skip
+    losses = {check["step"]: check["validation_loss"] for check in done.checks}
+    assert losses[done.step] == min(losses.values()) < losses[40]
+    with torch.no_grad():
+        loss, count = model.loss_sum(rest, np.arange(6))
+    assert float(loss) / count == pytest.approx(losses[done.step], rel=1e-5)
+
+
+def test_the_projector_learns_and_the_frozen_language_model_does_not(tmp_path: Path) -> None:
+    examples = pairs()
+    model = report_model(decoder(), examples)
+    before = copy.deepcopy(model.state_dict())
+    trained(model, encoded(model, examples), [TrainingStage("none", 2, 1e-2)], tmp_path)
+    for name, value in model.state_dict().items():
+        learned = name.startswith("projector.") and not name.endswith("no_image")
+        assert torch.equal(value, before[name]) != learned, name
+
+
+def test_a_training_of_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
+    examples = pairs()
+    model = report_model(decoder(), examples)
+    stages = [TrainingStage("full", 3, 1e-3)]
+    trained(model, encoded(model, examples), stages, tmp_path)
+    with pytest.raises(InputError, match="with other seed, stages"):
+        trained(model, encoded(model, examples), [TrainingStage("full", 4, 1e-3)], tmp_path, seed=4)
+
+
+def test_a_loss_that_is_not_finite_stops_in_one_line(tmp_path: Path) -> None:
+    examples = pairs()
+    tokens = examples.tokens.copy()
+    tokens[2] = np.inf
+    examples = ReportExamples(tokens, examples.rows, examples.prompts, examples.targets)
+    model = report_model(decoder(), examples)
+    with pytest.raises(
+        RunStopped, match=r"^the loss of the report model is nan at step \d"
+    ) as said:
+        trained(model, encoded(model, examples), [TrainingStage("full", 9, 1e-3)], tmp_path)
+    assert "\n" not in str(said.value)
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReportModel, ReportExamples]:
+    """The small decoder after it learned eight pairs by heart."""
+    examples = pairs()
+    model = report_model(decoder(), examples)
+    stage = [TrainingStage("full", 150, 5e-3, warmup=0.1)]
+    trained(
+        model, encoded(model, examples), stage, tmp_path_factory.mktemp("learned"),
+        batch_size=8, micro_batch=8, check_every=50, image_dropout=0.1,
+    )  # fmt: skip
+    return model, examples
+
+
+def test_eight_pairs_are_learned_to_the_letter(learned: Any) -> None:
+    model, examples = learned
+    assert written(model, examples) == list(TEXTS)
+    swapped = ReportExamples(
+        examples.tokens, examples.rows[::-1], examples.prompts, examples.targets
+    )
+    assert written(model, swapped) != list(TEXTS)  # it is the image that decides
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_reports_are_the_same_one_by_one_and_in_batches(
+    beams: int, guidance: float, learned: Any
+) -> None:
+    model, examples = learned
+    many = ReportExamples(  # images that it has not seen, on which it is unsure
+        np.random.default_rng(5).normal(size=(8, 3, 3, 12)).astype(np.float16),
+        examples.rows, examples.prompts, examples.targets,
+    )  # fmt: skip
+    single = written(model, many, batch_size=1, beams=beams, guidance=guidance)
+    assert single == written(model, many, batch_size=8, beams=beams, guidance=guidance)
+    assert len(set(single)) > 1
+
+
+def test_greedy_reports_are_those_of_whole_forward_passes(learned: Any) -> None:
+    """Without cache, batch or the library's loop: the likeliest token, one after another."""
+    model, examples = learned
+    language = model.language
+    seen = torch.ones(1, dtype=torch.bool)
+    for i in range(3):
+        ids = language.after_image(examples.prompts[i])
+        found: list[int] = []
+        while len(found) < 60 and (not found or found[-1] != language.end_id):
+            with torch.no_grad():
+                embedded = model.embeddings(examples.tokens[[i]], [ids + found], seen)
+                found.append(int(model.network(inputs_embeds=embedded).logits[0, -1].argmax()))
+        one = ReportExamples(examples.tokens, np.array([i]), [examples.prompts[i]], [""])
+        assert written(model, one) == [language.text(found)]
+
+
+def test_guidance_is_the_stated_formula(learned: Any) -> None:
+    """The first token, from two forward passes and NumPy float64."""
+    model, examples = learned
+    ids = [model.language.after_image(examples.prompts[0])]
+    logits = []
+    for shown in (True, False):
+        with torch.no_grad():
+            embedded = model.embeddings(examples.tokens[[3]], ids, torch.tensor([shown]))
+            logits.append(model.network(inputs_embeds=embedded).logits[0, -1].double().numpy())
+    seen, unseen = (x - np.log(np.exp(x).sum()) for x in logits)
+    scores = seen + 4.0 * (seen - unseen)
+    scores[np.exp(seen) < 0.1 * np.exp(seen).max()] = -np.inf
+    one = ReportExamples(examples.tokens, np.array([3]), [examples.prompts[0]], [""])
+    found = written(model, one, guidance=4.0, max_new_tokens=1)
+    assert found == [model.language.text([int(scores.argmax())])]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_merged_adapters_give_the_same_logits(name: str, tmp_path: Path) -> None:
+    examples = pairs()
+    model = report_model(opened(model_directory(tmp_path / name, name)), examples)
+    stages = [TrainingStage("lora", 6, 1e-2, lora=LORA)]
+    trained(model, encoded(model, examples), stages, tmp_path / "training")
+    embedded = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        apart = model.network(inputs_embeds=embedded).logits
+        merged = model.merged_network()(inputs_embeds=embedded).logits
+        plain = opened(tmp_path / name).network.eval()(inputs_embeds=embedded).logits
+    assert float((apart - plain).abs().max()) > 1e-3  # the adapters do something
+    # W x + B A x against (W + B A) x: each output is a sum of at most 64 products, rounded at
+    # 2^-24 each, in 2 blocks of 7 layers; the errors of layers add up.
+    bound = 14 * 64 * 2**-24 * max(1.0, float(apart.abs().max()))
+    assert float((apart - merged).abs().max()) < bound
+
+
+@pytest.mark.parametrize("kind", ["decoder", "frozen", "lora", "lora whole", "full"])
+def test_a_saved_model_writes_the_same_reports(kind: str, tmp_path: Path) -> None:
+    examples = pairs()
+    source = model_directory(tmp_path / "base", "llama")
+    model = report_model(decoder() if kind == "decoder" else opened(source), examples)
+    mode = {"decoder": "full", "frozen": "none", "full": "full"}.get(kind, "lora")
+    stages = [TrainingStage(mode, 20, 1e-2, lora=LORA)]  # type: ignore[arg-type]
+    trained(model, encoded(model, examples), stages, tmp_path / "training", check_every=20)
+    about = {"encoder": "selfray/phantom", "weights_sha256": "0" * 64}
+    save_report_model(model, tmp_path / "saved", about=about, whole=kind == "lora whole")
+    again = open_report_model(tmp_path / "saved", lambda place, text: opened(place, text))
+    assert written(again, examples) == written(model, examples)
+    names = {file.name for file in (tmp_path / "saved").iterdir()}
+    assert ("adapter_model.safetensors" in names) == (kind == "lora")
+    assert ("model.safetensors" in names) == (kind not in ("lora", "frozen"))
+    assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl"))}
+    assert json.loads((tmp_path / "saved" / "report_model.json").read_bytes())["about"] == about
+
+
+def test_adapters_of_another_language_model_are_refused(tmp_path: Path) -> None:
+    examples = pairs()
+    source = model_directory(tmp_path / "base", "llama")
+    model = report_model(opened(source), examples)
+    save_report_model(model, tmp_path / "saved", about={}, whole=False)
+    model.network.lm_head.weight.data += 1
+    model.network.save_pretrained(source)
+    with pytest.raises(InputError, match="other weights"):
+        open_report_model(tmp_path / "saved", lambda place, text: opened(place, text))
+
+
+def test_a_long_target_is_cut_where_it_is_told_and_counted() -> None:
+    examples = pairs()
+    model = report_model(decoder(), examples)
+    longest = len(model.language.text_ids(TEXTS[5]))
+
+    def first_sentence(text: str, fits: Any) -> tuple[str, bool]:
+        assert not fits(text) and fits(text.split(".")[0])
+        return text.split(".")[0] + ".", True
+
+    tokens = encode_examples(model, examples, longest, first_sentence)
+    assert tokens.cut == 1
+    assert model.language.text(tokens.targets[5]) == TEXTS[5].split(".")[0] + "."
+    assert model.language.text(tokens.targets[0]) == TEXTS[0]
+    assert all(target[-1] == model.language.end_id for target in tokens.targets)
+
+
+def test_a_target_that_is_not_cut_enough_is_cut_by_tokens() -> None:
+    examples = pairs()
+    model = report_model(decoder(), examples)
+    tokens = encode_examples(model, examples, 6, uncut)
+    assert max(map(len, tokens.targets)) == 6
+    assert all(target[-1] == model.language.end_id for target in tokens.targets)
+
+
+def test_an_empty_target_is_refused_by_its_position() -> None:
+    examples = pairs()
+    texts = [*examples.targets[:4], " \n", *examples.targets[5:]]
+    examples = ReportExamples(examples.tokens, examples.rows, examples.prompts, texts)
+    with pytest.raises(InputError, match="example 4 of the reports has an empty target"):
+        encoded(report_model(decoder(), examples), examples)
+
+
+def test_more_visual_tokens_than_positions_are_refused(tmp_path: Path) -> None:
+    examples = pairs(side=17)
+    model = report_model(opened(model_directory(tmp_path / "gpt2", "gpt2")), examples)
+    with pytest.raises(InputError, match=r"knows 256 positions.*289 visual tokens"):
+        encoded(model, examples)
+
+
+def test_a_training_without_validation_is_refused(tmp_path: Path) -> None:
+    examples = pairs()
+    model = report_model(decoder(), examples)
+    tokens = encoded(model, examples)
+    none = EncodedExamples(tokens.tokens, tokens.rows[:0], [], [], 0)
+    with pytest.raises(InputError, match="the validate split has no image with a report"):
+        train_report_model(
+            model, tokens, none, [TrainingStage("full", 1, 1e-3)], batch_size=2, micro_batch=2,
+            check_every=1, image_dropout=0.0, bfloat16=False, activation_checkpointing=False,
+            seed=0, out=tmp_path,
+        )  # fmt: skip
+
+
+def test_bfloat16_learns_as_float32_does(tmp_path: Path) -> None:
+    examples = pairs()
+    losses = []
+    for half in (False, True):
+        model = report_model(decoder(), examples)
+        done = trained(
+            model, encoded(model, examples), [TrainingStage("full", 20, 5e-3)],
+            tmp_path / str(half), bfloat16=half, activation_checkpointing=half, check_every=20,
+        )  # fmt: skip
+        losses.append(done.checks[-1]["validation_loss"])
+    # bfloat16 rounds at 2^-8: a loss of a few nats within some percent after some steps.
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
