@@ -236,6 +236,12 @@ def _ingest_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table", type=Path, metavar="CSV", help="findings and other metadata, one row a file"
     )
+    parser.add_argument(
+        "--reports",
+        type=Path,
+        metavar="PATH",
+        help="reports of OpenI (XML) or MIMIC-CXR (text): a folder, .zip or .tgz",
+    )
     parser.add_argument("--name", metavar="NAME", help="name of the dataset (that of OUT)")
     parser.add_argument("--origin", metavar="TEXT", help="where the images come from")
     parser.add_argument("--licence", metavar="TEXT", help="terms of use of the images")

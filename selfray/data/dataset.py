@@ -16,12 +16,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
 
+from selfray.data.report_text import count_sections
 from selfray.errors import BadImage, InputError
 
 FORMAT_NAME = "selfray-dataset"
@@ -226,11 +228,16 @@ class DatasetWriter:
             file.flush()
             os.fsync(file.fileno())
 
-    def finish(self, quarantined: Iterable[Mapping[str, str]] = ()) -> RadiographDataset:
+    def finish(
+        self,
+        quarantined: Iterable[Mapping[str, str]] = (),
+        counts: Mapping[str, Any] = MappingProxyType({}),
+    ) -> RadiographDataset:
         """Write the describing files and give the directory its name.
 
         Args:
             quarantined: One record a refused file, e.g. `{"file": ..., "reason": ...}`.
+            counts: More counts for `dataset.json`, by name.
 
         Raises:
             InputError: No row was added, or a patient is in two splits.
@@ -246,23 +253,11 @@ class DatasetWriter:
         for shard in shards:
             with shard.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-        columns = {
-            name: [v for t in tables for v in t[name].to_pylist()]
-            for name in ("patient_id", "study_id", "split", "view", "site")
-        }
         description = {
             "format": FORMAT_NAME,
             "version": FORMAT_VERSION,
             **self.info.__dict__,
-            "counts": {
-                "images": len(columns["split"]),
-                "patients": len(set(columns["patient_id"])),
-                "studies": len(set(columns["study_id"])),
-                "split": dict(Counter(columns["split"])),
-                "view": dict(Counter(str(v) for v in columns["view"])),
-                "site": dict(Counter(str(v) for v in columns["site"])),
-                "quarantined": len(refused),
-            },
+            "counts": {**_counts(tables), "quarantined": len(refused), **counts},
             "fingerprint": digest.hexdigest(),
         }
         state = {
@@ -420,6 +415,28 @@ def require_empty(out: Path) -> None:
 def _read_shard(path: Path) -> pa.Table:
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_stream(source).read_all()
+
+
+def _counts(tables: list[pa.Table]) -> dict[str, Any]:
+    """Rows by what they are of; a report of several images counts once by section."""
+    columns = {
+        name: [v for t in tables for v in t[name].to_pylist()]
+        for name in ("patient_id", "study_id", "split", "view", "site", "report")
+    }
+    pairs = zip(columns["study_id"], columns["report"], strict=True)
+    reports = [(study, report) for study, report in pairs if report]
+    return {
+        "images": len(columns["split"]),
+        "patients": len(set(columns["patient_id"])),
+        "studies": len(set(columns["study_id"])),
+        "split": dict(Counter(columns["split"])),
+        "view": dict(Counter(str(v) for v in columns["view"])),
+        "site": dict(Counter(str(v) for v in columns["site"])),
+        "report": {
+            "images": len(reports),
+            **count_sections(report for _, report in dict.fromkeys(reports)),
+        },
+    }
 
 
 def _require_one_split_per_patient(tables: list[pa.Table], out: Path) -> None:

@@ -5,8 +5,8 @@ are written as keyed hashes (HMAC-SHA256): without the key nobody can tell which
 is, not even by trying all identifiers. The key and the list of files by hash lie beside the
 dataset in `OUT.key` and `OUT.files.csv`, readable by the owner alone; who has them can link the
 images to their patients, so they stay where the archive is when the dataset moves on. Pixels are
-not searched for burned-in text, and reports and records of a `--table` are copied as they are;
-columns of records that may tell patients apart are refused.
+not searched for burned-in text, nor reports for names; reports and records of a `--table` are
+copied as they are; columns of records that may tell patients apart are refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import threading
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +47,7 @@ from selfray.data.radiograph import (
     resize_shorter_side,
     to_eight_bits,
 )
+from selfray.data.report_files import ReportFiles, read_report_files
 from selfray.errors import BadImage, InputError, Interrupted
 from selfray.progress import progress_bar
 
@@ -62,6 +63,55 @@ _ROWS_PER_SHARD = 512
 
 _COMMAND_FILE = "ingest.json"
 
+_WHO_COUNTS_AS_A_PATIENT = (
+    "; without patient identifier, a study or else an image counts as a patient of its own"
+)
+
+
+@dataclass(frozen=True)
+class ReportCounts:
+    """What became of the files of `--reports`.
+
+    Attributes:
+        files: Files that gave a report.
+        sections: How many reports have each section; see `report_text.count_sections`.
+        images_with_report: Images of the dataset that have one.
+        images_without_report: Images of the dataset that have none.
+        without_image: Reports of which the dataset has no image.
+        unread: How many files gave no report, by reason.
+        passed_over: Files that are neither XML nor text by name.
+    """
+
+    files: int
+    sections: dict[str, int]
+    images_with_report: int
+    images_without_report: int
+    without_image: int
+    unread: dict[str, int]
+    passed_over: int
+
+    def __str__(self) -> str:
+        having = self.sections
+        parts = [
+            f"reports: {self.files} read, {having['findings']} with findings, "
+            f"{having['impression']} with impression, "
+            f"{having['neither_findings_nor_impression']} with neither",
+            f"{self.images_with_report} images have one, {self.images_without_report} have none",
+        ]
+        if self.without_image:
+            parts.append(f"{self.without_image} reports have no image")
+        if self.unread:
+            parts.append(f"{sum(self.unread.values())} files not read ({_listed(self.unread)})")
+        if self.passed_over:
+            parts.append(f"{self.passed_over} other files passed over")
+        line = "; ".join(parts)
+        if not self.images_with_report:
+            line += (
+                ". No report has an image: reports are found by the names of images (OpenI) or of "
+                "study folders (MIMIC-CXR), so these must be as published"
+            )
+        return line
+
 
 @dataclass(frozen=True)
 class IngestCounts:
@@ -76,6 +126,7 @@ class IngestCounts:
         passed_over: Files that are no images by name and content.
         closed_folders: Folders that cannot be opened.
         table_rows_without_file: Rows of the table that matched nothing.
+        reports: Of `--reports`; None without.
     """
 
     images: int
@@ -86,6 +137,7 @@ class IngestCounts:
     passed_over: int
     closed_folders: int
     table_rows_without_file: int
+    reports: ReportCounts | None = None
 
     def __str__(self) -> str:
         parts = [f"{self.images} images of {self.patients} patients"]
@@ -105,7 +157,7 @@ class IngestCounts:
                 f". No image is in {' and '.join(empty)}, and `selfray evaluate` needs all three "
                 "splits: add a column split to the table, or try another --seed"
             )
-        return line
+        return f"{line}\n{self.reports}" if self.reports else line
 
 
 def ingest(
@@ -115,6 +167,7 @@ def ingest(
     size: int = 518,
     intensity: str = "minmax",
     table: Path | None = None,
+    reports: Path | None = None,
     name: str | None = None,
     origin: str = "radiographs ingested from files",
     licence: str = "as of the source",
@@ -138,6 +191,9 @@ def ingest(
         size: Shorter side of the images, pixels, 64 to 4096.
         intensity: `minmax` or `percentile`; see `radiograph.to_eight_bits`.
         table: CSV with more metadata; see `metadata_table.read_metadata_table`.
+        reports: Reports of OpenI or MIMIC-CXR, a folder or an archive; see
+            `report_files.read_report_files`. Each image of a study gets the study's report, as
+            canonical text, and images of one report are of one study where nothing else says so.
         name: Name of the dataset; that of `out` if None.
         origin: Where the images come from, for `dataset.json`.
         licence: Terms of use, for `dataset.json`.
@@ -158,10 +214,10 @@ def ingest(
     found = find_images(source)
     _require_images(source, found)
     metadata = read_metadata_table(table, found.images) if table else MetadataTable()
+    written = _read_reports(reports, table, metadata) if reports else ReportFiles()
     info = DatasetInfo(
         name=name or out.name,
-        origin=f"{origin}; without patient identifier, a study or else an image counts as a "
-        "patient of its own",
+        origin=f"{origin}{_WHO_COUNTS_AS_A_PATIENT}",
         licence=licence,
         synthetic=False,
         findings=metadata.findings,
@@ -174,18 +230,18 @@ def ingest(
     with _room_on_disk(out), _left_as_found(key_file), _left_as_found(file_list):
         key = _key(key_file)
         writer = DatasetWriter(out, info, rows_per_shard=_ROWS_PER_SHARD)
-        _require_same_command(writer, source, table, seed, key)
+        _require_same_command(writer, source, (table, written), seed, key)
         hashes = _Hashes(key)
         names = {file: hashes.of("file", file, 20) for file in found.images}
         _write_file_list(file_list, names)
-        rows = _RowMaker(hashes, metadata, seed, writer)
+        rows = _RowMaker(hashes, metadata, written, seed, writer)
         refused = _read_files(source, names, rows, writer, (size, intensity), workers)
-        if not writer.shards:
-            writer.discard()
-            reasons = _listed(_by_reason(refused))
-            raise InputError(f"{source}: none of {len(names)} images can be used. {reasons}.")
+        _require_rows(writer, source, refused)
         _require_no_identifier(table, metadata, writer)
-        dataset = writer.finish(refused)
+        report_counts = _count_reports(written, names, writer) if reports else None
+        dataset = writer.finish(
+            refused, {"report_files": asdict(report_counts)} if report_counts else {}
+        )
         (out / _COMMAND_FILE).unlink()
     return IngestCounts(
         images=len(dataset),
@@ -196,6 +252,41 @@ def ingest(
         passed_over=found.others,
         closed_folders=found.closed_folders,
         table_rows_without_file=metadata.unmatched,
+        reports=report_counts,
+    )
+
+
+def _read_reports(path: Path, table: Path | None, metadata: MetadataTable) -> ReportFiles:
+    if any("report" in row for row in (metadata.rows or {}).values()):
+        raise InputError(
+            f"--reports {path}: the column 'report' of --table {table} holds reports, too. Give "
+            "them in one way: leave out the column, or --reports."
+        )
+    return read_report_files(path)
+
+
+def _count_reports(
+    written: ReportFiles, names: dict[str, str], writer: DatasetWriter
+) -> ReportCounts:
+    """What became of the reports.
+
+    Args:
+        written: What was read.
+        names: Hash by file.
+        writer: Holds all rows.
+    """
+    kept = set(writer.written("source_file"))
+    files = [file for file, name in names.items() if name in kept]
+    having = sum(report is not None for report in writer.written("report"))
+    used = {written.key_of(file) for file in files} - {None}
+    return ReportCounts(
+        files=len(written.reports),
+        sections=written.section_counts(),
+        images_with_report=having,
+        images_without_report=len(files) - having,
+        without_image=len(written.reports) - len(used),
+        unread=_by_count(written.unread),
+        passed_over=written.passed_over,
     )
 
 
@@ -239,13 +330,24 @@ def _read_files(
 
 def _by_reason(records: list[dict[str, str]]) -> dict[str, int]:
     """How many files were refused for each reason, the most frequent first."""
-    counts = Counter(record["reason"] for record in records)
+    return _by_count(Counter(record["reason"] for record in records))
+
+
+def _by_count(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _listed(reasons: dict[str, int]) -> str:
     parts = [f"{count}: {reason}" for reason, count in reasons.items()]
     return "; ".join(parts[:5]) + ("; …" if len(parts) > 5 else "")
+
+
+def _require_rows(writer: DatasetWriter, source: Path, refused: list[dict[str, str]]) -> None:
+    if not writer.shards:
+        writer.discard()
+        raise InputError(
+            f"{source}: none of {len(refused)} images can be used. {_listed(_by_reason(refused))}."
+        )
 
 
 def _require_images(source: Path, found: FoundImages) -> None:
@@ -318,9 +420,15 @@ class _RowMaker:
     """Joins what file, header and table say of an image into a row of the dataset."""
 
     def __init__(
-        self, hashes: _Hashes, metadata: MetadataTable, seed: int, writer: DatasetWriter
+        self,
+        hashes: _Hashes,
+        metadata: MetadataTable,
+        reports: ReportFiles,
+        seed: int,
+        writer: DatasetWriter,
     ) -> None:
         self._hashes, self._metadata, self._seed = hashes, metadata, seed
+        self._reports = reports
         written = (writer.written(column) for column in ("patient_id", "split"))
         self._split_of: dict[str, str] = dict(zip(*written, strict=True))
 
@@ -332,7 +440,8 @@ class _RowMaker:
                 patient another split.
         """
         known = self._metadata.of(file)
-        study_key = known.get("study_id") or decoded.record.study_key
+        report = self._reports.key_of(file)
+        study_key = known.get("study_id") or decoded.record.study_key or report
         patient = self._patient(known, study_key, decoded)
         study = self._hashes.of("study", f"{patient}\0{study_key or file}")
         header = {
@@ -342,6 +451,7 @@ class _RowMaker:
         spacing = known.get("pixel_spacing_mm") or decoded.record.pixel_spacing_mm
         return {
             **header,
+            "report": self._reports.reports[report] if report else None,
             **known,
             "pixel_spacing_mm": spacing and spacing / decoded.scale,
             "image": decoded.png,
@@ -435,16 +545,29 @@ def _left_as_found(path: Path) -> Iterator[None]:
 
 
 def _require_same_command(
-    writer: DatasetWriter, source: Path, table: Path | None, seed: int, key: bytes
+    writer: DatasetWriter,
+    source: Path,
+    known: tuple[Path | None, ReportFiles],
+    seed: int,
+    key: bytes,
 ) -> None:
     """Refuse to continue what was begun with another key, table or seed: rows would not match.
+
+    Args:
+        writer: Of the dataset.
+        source: Folder of the images.
+        known: Table and reports.
+        seed: Of the splits.
+        key: Of the hashes.
 
     Raises:
         InputError: The unfinished dataset was begun by another command.
     """
+    table, reports = known
     command = {
         "source": str(source.resolve()),
         "table": hashlib.sha256(table.read_bytes()).hexdigest() if table else None,
+        "reports": reports.fingerprint if reports.reports else None,
         "seed": seed,
         "key": hashlib.sha256(b"which key\0" + key).hexdigest(),
     }
