@@ -22,6 +22,8 @@ from selfray.models.language_model import LanguageModel
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_SCALED_BY = 1000  # images, spread evenly over the training images
+
 FitTarget = Callable[[str, Callable[[str], bool]], tuple[str, bool]]
 """From a text and `fits(part of it)` to the longest part that fits, and whether it was cut."""
 
@@ -78,16 +80,31 @@ class Projector(nn.Module):
 
     def __init__(self, width: int, hidden: int, depth: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.LayerNorm(width)]
-        layers.append(nn.Linear(width, hidden))
+        self.mean = nn.Buffer(torch.zeros(1, width))
+        self.std = nn.Buffer(torch.ones(width))
+        layers: list[nn.Module] = [nn.Linear(width, hidden)]
         for _ in range(depth - 1):
             layers += [nn.GELU(), nn.Linear(hidden, hidden)]
         self.layers = nn.Sequential(*layers)
         self.no_image = nn.Parameter(torch.zeros(hidden))
 
+    def scale_by(self, patches: Tensor) -> None:
+        """Take the mean of each place and channel, and the spread around it of each channel.
+
+        Radiographs look alike: what differs between them is a small part of a patch token, and
+        is what the language model must read.
+
+        Args:
+            patches: Of training images, [N, V, D].
+        """
+        self.mean = patches.mean(dim=0)
+        # A channel that never changes must not be divided by 0.
+        self.std = (patches - self.mean).square().mean(dim=(0, 1)).sqrt().clamp_min(1e-6)
+
     def forward(self, patches: Tensor, seen: Tensor) -> Tensor:
         """Patch tokens [B, V, D] to [B, V, H]; where not `seen`, bool [B], no image instead."""
-        return torch.where(seen[:, None, None], self.layers(patches), self.no_image)
+        scaled = (patches - self.mean) / self.std
+        return torch.where(seen[:, None, None], self.layers(scaled), self.no_image)
 
 
 class ReportModel(nn.Module):
@@ -134,11 +151,24 @@ class ReportModel(nn.Module):
         Returns:
             [B, V, H], V = visual_side² or h w, row by row.
         """
+        return self.projector(self._patches(tokens), seen)
+
+    def scale_by(self, tokens: np.ndarray, rows: np.ndarray) -> None:
+        """Scale patch tokens as those of training images are, of `_SCALED_BY` at most.
+
+        Args:
+            tokens: [N, h, w, D].
+            rows: Training images, int [n].
+        """
+        spread = np.unique(rows)[:: -(-len(np.unique(rows)) // _SCALED_BY)]
+        self.projector.scale_by(self._patches(tokens[spread]))
+
+    def _patches(self, tokens: np.ndarray) -> Tensor:
         patches = torch.from_numpy(np.asarray(tokens)).to(self.device).float()
         if self.visual_side:
             side = (self.visual_side, self.visual_side)
             patches = F.adaptive_avg_pool2d(patches.movedim(-1, 1), side).movedim(1, -1)
-        return self.projector(patches.flatten(1, 2), seen)
+        return patches.flatten(1, 2)
 
     def visual_count(self, tokens: np.ndarray) -> int:
         """How many visual tokens an image of [N, h, w, D] has."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from selfray.errors import InputError
@@ -63,6 +64,7 @@ def save_report_model(
         "format": FORMAT,
         "version": VERSION,
         "width": model.width,
+        "places": model.projector.mean.shape[0],
         "visual_side": model.visual_side,
         "projector_layers": model.projector_layers,
         "template": language.template,
@@ -112,6 +114,7 @@ def open_report_model(
         seed=0,
     )
     file = directory / "projector.safetensors"
+    model.projector.mean = torch.zeros(manifest["places"], manifest["width"])
     load_exactly(model.projector, read_tensors(file), file)
     if (directory / "adapter_config.json").exists():
         model.open_lora(directory)

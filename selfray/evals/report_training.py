@@ -116,6 +116,8 @@ def train_report_model(
 ) -> TrainedReportModel:
     """Train; the model ends with the weights of the lowest validation loss in the last stage.
 
+    Patch tokens are scaled by the training images first.
+
     Args:
         model: On the device to compute on; changed in place.
         train: At least one.
@@ -144,6 +146,7 @@ def train_report_model(
             )
     if activation_checkpointing:
         model.network.gradient_checkpointing_enable({"use_reentrant": False})
+    model.scale_by(train.tokens, train.rows)
     computing = _Computing(model, train, micro_batch, image_dropout, bfloat16)
     ends = np.cumsum([stage.steps for stage in stages]).tolist()
     record = _Record(out, _described(train, validate, stages, batch_size, image_dropout, seed))
