@@ -6,19 +6,24 @@ import dataclasses
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from selfray.config import (
+    ContrastiveConfig,
+    ContrastiveLossConfig,
     CropsConfig,
     EncoderConfig,
     EngineConfig,
     HeadsConfig,
     LossConfig,
+    OneCropConfig,
     PretrainConfig,
+    RunConfig,
+    TextConfig,
 )
 from selfray.data.dataset import DatasetInfo, DatasetWriter, RadiographDataset, encode_png
 
@@ -26,9 +31,22 @@ SPLITS = ("train",) * 14 + ("validate",) * 8 + ("test",) * 2
 
 
 def write_dataset(
-    out: Path, *, size: int = 56, seed: int = 0, findings: tuple[str, ...] = ("effusion", "nodule")
+    out: Path,
+    *,
+    size: int = 56,
+    seed: int = 0,
+    findings: tuple[str, ...] = ("effusion", "nodule"),
+    reports: Sequence[str | None] = (),
 ) -> RadiographDataset:
-    """24 images; the first finding is a bright half, so that a probe has something to find."""
+    """24 images; the first finding is a bright half, so that a probe has something to find.
+
+    Args:
+        out: Directory to make.
+        size: Side of an image, pixels.
+        seed: Of the noise.
+        findings: Their names.
+        reports: Of the images, in turn; none means no reports.
+    """
     info = DatasetInfo("micro", "synthetic phantom", "CC0-1.0", True, findings, (), "noise")
     writer = DatasetWriter(out, info)
     generator = np.random.default_rng(seed)
@@ -39,7 +57,8 @@ def write_dataset(
         writer.add(
             {"image": encode_png(pixels), "image_id": f"i{index}", "patient_id": f"p{index}",
              "study_id": f"s{index}", "split": split, "view": "PA", "sex": "FM"[index % 2],
-             "age_years": 20.0 + index, **labels}
+             "age_years": 20.0 + index, **labels,
+             **({"report": reports[index % len(reports)]} if reports else {})}
         )  # fmt: skip
     return writer.finish()
 
@@ -70,7 +89,28 @@ def micro_config(*data: Path, **changes: Any) -> PretrainConfig:
     return config
 
 
-def command_line(config: PretrainConfig, out: Path) -> list[str]:
+def micro_language_config(*data: Path, **changes: Any) -> ContrastiveConfig:
+    """The same with reports; arguments as for `micro_config`."""
+    paired = micro_config(*data)
+    config = ContrastiveConfig(
+        recipe="clip-small",
+        steps=paired.steps,
+        batch_size=paired.batch_size,
+        checkpoint_every=paired.checkpoint_every,
+        keep_checkpoints=paired.keep_checkpoints,
+        data=paired.data,
+        encoder=paired.encoder,
+        crops=OneCropConfig(global_size=paired.crops.global_size),
+        engine=paired.engine,
+        text=TextConfig(vocabulary=300, width=16, depth=1, heads=2, max_tokens=32),
+        contrastive=ContrastiveLossConfig(embedding=8),
+    )
+    for name, value in changes.items():
+        config = _changed(config, name, value)
+    return config
+
+
+def command_line(config: RunConfig, out: Path) -> list[str]:
     """The words after `selfray` that begin or resume this run."""
     words = ["pretrain", config.recipe, "--out", str(out)]
     for name, value in dataclasses.asdict(config).items():
@@ -84,7 +124,7 @@ def command_line(config: PretrainConfig, out: Path) -> list[str]:
     return words
 
 
-def _changed(config: PretrainConfig, name: str, value: Any) -> PretrainConfig:
+def _changed(config: Any, name: str, value: Any) -> Any:
     group, _, field = name.rpartition("__")
     if not group:
         return dataclasses.replace(config, **{field: value})

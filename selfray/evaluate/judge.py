@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from selfray.data.dataset import SPLITS
 from selfray.errors import InputError, nearest
@@ -22,6 +23,7 @@ from selfray.evals.knn import NEIGHBOURS, knn_scores
 from selfray.evals.label_efficiency import Drawn, label_efficiency
 from selfray.evals.linear_probe import fit_probes, select
 from selfray.evals.metrics import auroc_by_column
+from selfray.evals.zero_shot import ensemble, prompts, zero_shot_scores
 from selfray.evaluate.benchmark import Benchmark
 from selfray.evaluate.held_out import SITE, Fit, Judged, read_judged, write_judged
 from selfray.evaluate.trained_protocols import (
@@ -34,10 +36,13 @@ from selfray.feature_directory import Features, is_feature_directory, open_featu
 from selfray.features import extract_features, require_encoder
 from selfray.models.encoder import Encoder
 from selfray.models.published import load_encoder
+from selfray.models.text_tower import open_text_tower
 
 FROZEN_PROBES = ("linear", "knn")
 """Probes that need nothing but CLS and mean patch tokens."""
 ATTENTIVE = "attentive"
+ZERO_SHOT = "zero-shot"
+"""No probe at all: images are compared with sentences, by an encoder that learned from reports."""
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.5, 1.0)  # of the training patients
 PER_CLASS = (8, 32)  # patients with and without a finding
@@ -65,7 +70,7 @@ class Protocol:
     @property
     def trained(self) -> list[str]:
         """Those of the probes that run the encoder."""
-        return [probe for probe in self.probes if probe not in FROZEN_PROBES]
+        return [probe for probe in self.probes if is_trained_protocol(probe)]
 
     def options(self) -> list[str]:
         """As words of the command line."""
@@ -122,11 +127,11 @@ def require_probes(probes: Sequence[str]) -> None:
     Raises:
         InputError: None, or one that is unknown.
     """
-    known = (*FROZEN_PROBES, *TRAINED_PROTOCOLS, "fine-tune-last-N")
+    known = (*FROZEN_PROBES, ZERO_SHOT, *TRAINED_PROTOCOLS, "fine-tune-last-N")
     if not probes:
         raise InputError(f"no probe was given. Allowed: {', '.join(known)}.")
     for probe in probes:
-        if probe not in FROZEN_PROBES and not is_trained_protocol(probe):
+        if probe not in (*FROZEN_PROBES, ZERO_SHOT) and not is_trained_protocol(probe):
             raise InputError(f"probe {probe!r} is unknown. {nearest(probe, known)}")
 
 
@@ -209,6 +214,8 @@ def _parts(
         parts["linear"] = lambda judged: _probe_linearly(judged, features, benchmark)
     if "knn" in protocol.probes:
         parts["knn"] = lambda judged: _probe_neighbours(judged, features, benchmark)
+    if ZERO_SHOT in protocol.probes:
+        parts[ZERO_SHOT] = lambda judged: _ask_with_words(judged, encoder, features, benchmark)
     if protocol.label_efficiency:
         parts["label-efficiency"] = lambda judged: _probe_parts(judged, features, benchmark)
     if protocol.sites:
@@ -269,6 +276,27 @@ def _probe_neighbours(judged: Judged, features: Features, benchmark: Benchmark) 
             predictions = scores[NEIGHBOURS[best]][len(validate) :, t]
             judged.predictions[Fit(names[t], "knn")] = predictions
     judged.settings["knn"] = {"neighbours": chosen}
+
+
+def _ask_with_words(judged: Judged, encoder: str, features: Features, benchmark: Benchmark) -> None:
+    """Findings by sentences that state or deny them; nothing is fitted."""
+    judged.inputs[ZERO_SHOT] = "cls"
+    tower = open_text_tower(encoder) if can_run(encoder) else None
+    findings = [t.name for t in benchmark.held_out.targets if t.task == "classification"]
+    for name in benchmark.names:
+        if tower is None:
+            judged.undefined[Fit(name, ZERO_SHOT)] = "the encoder has no text encoder beside it"
+        elif name not in findings:
+            judged.undefined[Fit(name, ZERO_SHOT)] = "only findings can be put into words"
+    if tower is None:
+        return
+    cls = np.asarray(features.cls[benchmark.rows["test"]], np.float32)
+    images = tower.images(torch.from_numpy(cls)).numpy()
+    for name in findings:
+        positive, negative = (ensemble(tower.texts(texts).numpy()) for texts in prompts(name))
+        scores = zero_shot_scores(images, positive, negative, tower.logit_scale)
+        judged.predictions[Fit(name, ZERO_SHOT)] = scores
+    judged.settings[ZERO_SHOT] = {"prompts": {name: prompts(name) for name in findings}}
 
 
 def _probe_parts(judged: Judged, features: Features, benchmark: Benchmark) -> None:

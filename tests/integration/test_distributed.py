@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 from micro_run import in_child, micro_config
 from safetensors.torch import load_file, save_file
+from two_ranks import RANKS, on_ranks
 
 from selfray import distributed, pretrain
 from selfray.config import PretrainConfig
@@ -22,35 +21,7 @@ from selfray.objectives.centering import sinkhorn_targets, update_center
 from selfray.objectives.koleo import koleo_loss
 from selfray.pretrain import pretrain as run_pretrain
 
-RANKS = 2
 _BEFORE_BATCH_NORM = ("mlp.0.bias", "mlp.2.bias")  # of the heads; a block's are mlp.fc1, mlp.fc2
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def _on_ranks(function: Callable[[int], object]) -> None:
-    """Run a function on two ranks of a gloo group, in processes that torchrun's words describe."""
-    port = str(_free_port())
-
-    def of_rank(rank: int) -> None:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS),
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
-        function(rank)
-        distributed.barrier()  # rank 0 keeps the addresses, which the other may still be asking for
-        distributed.stop()
-
-    def both() -> None:
-        first = os.fork()
-        if first == 0:
-            os._exit(in_child(lambda: of_rank(1)) and 1)
-        of_rank(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) == 0
-
-    assert in_child(both) == 0
 
 
 def _config(data: Path, **changes: Any) -> PretrainConfig:
@@ -114,7 +85,7 @@ def test_two_ranks_give_the_gradients_and_the_weights_of_one(
 ) -> None:
     config = _config(micro_data, loss__centering=centering)
     assert in_child(lambda: _with_gradients(config, tmp_path / "one", tmp_path / "one.grad")) == 0
-    _on_ranks(lambda rank: _with_gradients(config, tmp_path / "two", tmp_path / f"{rank}.grad"))
+    on_ranks(lambda rank: _with_gradients(config, tmp_path / "two", tmp_path / f"{rank}.grad"))
     one = load_file(tmp_path / "one.grad")
     for rank in range(RANKS):
         two = load_file(tmp_path / f"{rank}.grad")
@@ -149,7 +120,7 @@ def test_a_run_begun_on_two_ranks_ends_on_one(micro_data: Path, tmp_path: Path) 
         with pytest.raises(Interrupted):
             run_pretrain(config, tmp_path / "run")
 
-    _on_ranks(stopped)
+    on_ranks(stopped)
     assert [r["step"] for r in _records(tmp_path / "run")] == [1, 2]
     run_pretrain(config, tmp_path / "run")
     run_pretrain(config, tmp_path / "one")
@@ -186,7 +157,7 @@ def test_sums_over_ranks_are_those_of_the_whole_batch_also_for_uneven_shares() -
         expected = RANKS * tokens.grad[3 * rank : 3 * rank + 3]
         torch.testing.assert_close(part.grad, expected)
 
-    _on_ranks(of_rank)
+    on_ranks(of_rank)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(micro_data: Path, tmp_path: Path) -> None:
@@ -199,5 +170,5 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(micro_data: Path, tmp_path
         ):
             run_pretrain(parts, tmp_path / "run")
 
-    _on_ranks(of_rank)
+    on_ranks(of_rank)
     assert not (tmp_path / "run").exists()
