@@ -37,7 +37,7 @@ from selfray.models.vit import VisionTransformer
 from selfray.progress import progress_bar
 
 LEARNING_RATE = 5e-4  # before the scaling by batch size / 256
-RATE_IS_FOR = 256
+_RATE_IS_FOR = 256
 LAYER_DECAY = 0.65
 WEIGHT_DECAY = 0.05
 WARMUP = 0.05  # 5 of 100 passes there
@@ -160,7 +160,7 @@ def fine_tune(
     _begin_as_linear_probe(model, image_of, splits, scale)
     optimizer = torch.optim.AdamW(parameter_groups(model))
     batch_size = min(BATCH_SIZE, len(train.rows))
-    learning_rate = LEARNING_RATE * batch_size / RATE_IS_FOR
+    learning_rate = LEARNING_RATE * batch_size / _RATE_IS_FOR
     best = _Best(model)
 
     def check(step: int) -> None:

@@ -1,8 +1,8 @@
 """Fine-tuning for segmentation: the encoder is trained together with a decoder on it.
 
-The decoder begins fresh and keeps its own learning rate. The encoder's is that by which
-`fine_tuning` trains it on targets, for as many images a step, falling from the last block to the
-first.
+The decoder begins fresh and keeps its own learning rate. The encoder's falls from the last block
+to the first; it and the weight decay are those by which BEiT-B, pre-trained on images alone, is
+fine-tuned with UPerNet (Bao et al., ICLR 2022, published configuration for ADE20K).
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfray.evals.fine_tuning import LAYER_DECAY, LEARNING_RATE, RATE_IS_FOR, WEIGHT_DECAY
-from selfray.evals.segmentation_training import BATCH_SIZE, SegmentationDecoder
+from selfray.evals.segmentation_training import SegmentationDecoder
 from selfray.models.layer_decay import layer_wise_rate
 from selfray.models.vit import VisionTransformer
+
+_LEARNING_RATE = 7e-4  # for 16 images a step, there as here
+_LAYER_DECAY = 0.65
+_WEIGHT_DECAY = 0.05
 
 
 class FineTunedDecoder(SegmentationDecoder):
@@ -58,7 +61,7 @@ class FineTunedDecoder(SegmentationDecoder):
         self.blocks = tuple(blocks)
 
     def train(self, mode: bool = True) -> FineTunedDecoder:
-        """The encoder stays in evaluation mode, as in `fine_tuning`."""
+        """The encoder stays in evaluation mode: stochastic depth is for long trainings."""
         super().train(mode)
         self.encoder.eval()
         return self
@@ -72,14 +75,13 @@ class FineTunedDecoder(SegmentationDecoder):
         """The decoder's, and the encoder's layer by layer; matrices and convolutions decay."""
         groups: defaultdict[tuple[float, bool], list[Tensor]] = defaultdict(list)
         for name, parameter in self.encoder.named_parameters():
-            share = layer_wise_rate(f"encoder.{name}", self.encoder.depth, LAYER_DECAY, 1.0)
+            share = layer_wise_rate(f"encoder.{name}", self.encoder.depth, _LAYER_DECAY, 1.0)
             groups[share, name.endswith(".weight") and parameter.ndim > 1].append(parameter)
-        rate = LEARNING_RATE * BATCH_SIZE / RATE_IS_FOR
         return super().parameter_groups() + [
             {
                 "params": parameters,
-                "rate": rate * share,
-                "weight_decay": WEIGHT_DECAY if decays else 0.0,
+                "rate": _LEARNING_RATE * share,
+                "weight_decay": _WEIGHT_DECAY if decays else 0.0,
             }
             for (share, decays), parameters in groups.items()
         ]

@@ -52,9 +52,9 @@ def test_rates_fall_block_by_block_below_the_decoder_s_and_only_matrices_decay(e
     assert len(of) == len(trained) and {id(p) for p in trained} == of.keys()
     blocks = list(model.encoder.blocks)
     rates = [of[id(block.norm1.weight)]["rate"] for block in blocks]
-    # MAE's 5e-4 for 256 images, here 16, times 0.65 a layer below the norm.
-    np.testing.assert_allclose(rates[::-1], 5e-4 / 16 * 0.65 ** np.arange(1, 7))
-    assert of[id(model.encoder.norm.weight)]["rate"] == pytest.approx(5e-4 / 16)
+    # BEiT's 7e-4, times 0.65 a layer below the norm.
+    np.testing.assert_allclose(rates[::-1], 7e-4 * 0.65 ** np.arange(1, 7))
+    assert of[id(model.encoder.norm.weight)]["rate"] == 7e-4
     assert of[id(model.decoder.logits.weight)]["rate"] == 0.1
     decays = {n: of[id(p)]["weight_decay"] for n, p in model.encoder.named_parameters()}
     assert decays["blocks.0.attn.qkv.weight"] == decays["patch_embed.proj.weight"] == 0.05
