@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from selfray.errors import InputError
+from selfray.models.huggingface import read_json
 from selfray.models.language_model_files import (
     Fits,
     converted_gguf,
@@ -26,7 +27,7 @@ from selfray.models.language_model_files import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 IMAGE = "{image}"
 PROMPT = "{prompt}"
@@ -118,7 +119,7 @@ def open_language_model(
         fits(directory, empty)
         tokenizer = _read_tokenizer(directory)
         _require_same_vocabulary(tokenizer, empty, directory)
-        end_id = _end_id(tokenizer, config, directory)
+        end_id = _end_id(tokenizer, directory)
         network = read_network(config, directory, dtype)
     notes = []
     pad_id = tokenizer.pad_token_id
@@ -158,10 +159,12 @@ def _require_same_vocabulary(tokenizer: Any, network: PreTrainedModel, directory
         )
 
 
-def _end_id(tokenizer: Any, config: PreTrainedConfig, directory: Path) -> int:
+def _end_id(tokenizer: Any, directory: Path) -> int:
     end = tokenizer.eos_token_id
     if end is None:
-        end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else None
+        # From the file: the library's class has a default that need not be the model's.
+        end = read_json(directory / "config.json").get("eos_token_id")
+        end = end[0] if isinstance(end, list) else end
     if end is None:
         raise InputError(
             f"{directory}: neither the tokenizer nor config.json has an end token (eos_token), "
