@@ -57,21 +57,22 @@ _PROJECTION = re.compile(
 _CAPITALS = r"[A-Z0-9 \t()/,&.'-]"
 _HEADING = re.compile(r"[ \t]*([A-Za-z][^:：\n]{0,59}?)[ \t]*[:：][ \t]*(.*)")
 _IN_LINE = re.compile(
-    r"(?<!\S)(?:"
+    r"(?<![^\s:：])(?:"
     + "|".join(
-        re.escape(alias).replace(r"\ ", r"\s+")
+        re.escape(alias).replace(r"\ ", r"[ \t]+")
         for alias in sorted(
             (a for aliases in _ALIASES.values() for a in aliases), key=len, reverse=True
         )
     )
-    + r")\s*[:：]"
+    + r")[ \t]*[:：]"
 )
-_FINAL_MARK = re.compile(r"(?<!\S)FINAL\s+REPORT\s*[:：]?(?!\S)")
+_FINAL_MARK = re.compile(r"(?<![^\s:：])FINAL\s+REPORT\s*[:：]?(?!\S)")
 # The foot of a page to the head of the next, which repeats who and when; heads are a few lines.
-_PAGE_BREAK = re.compile(r"\(Over\).{0,1000}?\(Cont\)", re.DOTALL)
+_PAGE_BREAK = re.compile(r"\(Over\).{0,600}?\(Cont\)|\((?:Over|Cont)\)", re.DOTALL)
 _RULE = re.compile(r"^[ \t]*[-_=*]{5,}[ \t]*$", re.MULTILINE)
-_MARKS = r"X{4,}|(?<![A-Za-z])XXX(?![A-Za-z])|\[\*\*[^\n]{0,200}?\*\*\]|![A-Z]{3,40}!|<#{2,40}>"
+_MARKS = r"X{4,}|(?<![A-Za-z])XXX(?![A-Za-z])|\[\*\*[^\n]{0,60}?\*\*\]|![A-Z]{3,40}!|<#{2,40}>"
 _REMOVED = re.compile(rf"_*(?:_{{2}}|{_MARKS})(?:_|{_MARKS})*")
+_MOST_PASSES = 3
 _CONTROL = dict.fromkeys((*range(9), *range(14, 28), 127, 0xFEFF))
 
 
@@ -142,7 +143,20 @@ def parse_report(text: str) -> Sections:
     Args:
         text: Of any length and script, as it was written, or canonical.
     """
-    marked = _FINAL_MARK.sub(f"\n{_FINAL}:\n", _PAGE_BREAK.sub(" ", text.translate(_CONTROL)))
+    sections = _parsed(text)
+    # A heading broken over two lines is none until the lines are one: it is looked for again.
+    for _ in range(_MOST_PASSES):
+        again = _parsed(sections.text())
+        if again == sections:
+            break
+        sections = again
+    return sections
+
+
+def _parsed(text: str) -> Sections:
+    """The sections by the lines as they are."""
+    lines = "\n".join(text.translate(_CONTROL).splitlines())
+    marked = _FINAL_MARK.sub(f"\n{_FINAL}:\n", _PAGE_BREAK.sub(" ", lines))
     marked = _IN_LINE.sub(_on_its_own_line, _RULE.sub("", marked))
     blocks = _blocks(marked)
     last_final = max((n for n, b in enumerate(blocks) if b.name == _FINAL), default=0)
@@ -234,8 +248,10 @@ def _on_its_own_line(heading: re.Match[str]) -> str:
     """Break the line before a heading, unless it ends a longer heading ("CHEST FINDINGS:")."""
     start = heading.start()
     line = heading.string[max(0, start - 61) : start].rpartition("\n")[2]
-    longer = line.strip() and len(line) < 61 and re.fullmatch(f"{_CAPITALS}*", line)
     words = " ".join(heading[0][:-1].split())
+    name = f"{' '.join(line.split())} {words}"
+    opens = line.strip()[:1].isalpha() and len(line) + len(words) < 60
+    longer = opens and _kind(name, _UNHEADED) is not None
     return heading[0] if longer else f"\n{words}: "
 
 
