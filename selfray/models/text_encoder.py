@@ -16,10 +16,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from selfray.errors import InputError
 from selfray.models.huggingface import WEIGHTS
+from selfray.models.language_model_files import quiet, transformers_library
 
 TOKENIZER = "tokenizer.json"
 _PAD, _FIRST, _LAST = "[PAD]", "[CLS]", "[SEP]"
 _SPECIAL = (_PAD, _FIRST, _LAST)
+_VOCABULARIES = (TOKENIZER, "vocab.txt", "vocab.json", "*.model")
 
 
 class Tokens(NamedTuple):
@@ -109,7 +111,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> str:
         Sennrich et al., Neural machine translation of rare words with subword units, ACL 2016;
         on bytes as in Radford et al., Language models are unsupervised multitask learners, 2019.
     """
-    _require_transformers()
+    transformers_library("a text encoder")
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -148,7 +150,7 @@ def small_text_encoder(
     Reference:
         Devlin et al., BERT, NAACL 2019.
     """
-    transformers = _require_transformers()
+    transformers = transformers_library("a text encoder")
     from tokenizers import Tokenizer
 
     try:
@@ -190,7 +192,7 @@ def open_text_encoder(directory: Path, max_tokens: int | None = None) -> TextEnc
         InputError: No such directory, no safetensors, a model of another kind, code of its own, no
             tokenizer, or a `max_tokens` that the model does not allow.
     """
-    transformers = _require_transformers()
+    transformers = transformers_library(str(directory))
     if not (directory / "config.json").is_file():
         raise InputError(
             f"{directory} is no Hugging Face model: config.json is missing. Give its directory."
@@ -202,12 +204,14 @@ def open_text_encoder(directory: Path, max_tokens: int | None = None) -> TextEnc
         )
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
-        config = transformers.AutoConfig.from_pretrained(directory, **local)
-        _require_text_model(directory, config)
-        model = transformers.AutoModel.from_pretrained(
-            directory, config=config, dtype=torch.float32, use_safetensors=True, **local
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **local)
+        with quiet(transformers):
+            config = transformers.AutoConfig.from_pretrained(directory, **local)
+            _require_text_model(directory, config)
+            model = transformers.AutoModel.from_pretrained(
+                directory, config=config, dtype=torch.float32, use_safetensors=True, **local
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **local)
+        _require_same_vocabulary(directory, model, tokenizer)
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as cause:
@@ -237,17 +241,17 @@ def _require_text_model(directory: Path, config: Any) -> None:
         )
 
 
+def _require_same_vocabulary(directory: Path, model: Any, tokenizer: Any) -> None:
+    rows, known = model.get_input_embeddings().num_embeddings, len(tokenizer)
+    # Without files, transformers makes a tokenizer that knows no word.
+    if known > rows or not any(any(directory.glob(name)) for name in _VOCABULARIES):
+        raise InputError(
+            f"{directory}: its tokenizer is missing or another model's ({known} tokens, the model "
+            f"has {rows}). Copy the tokenizer's files of the same model there."
+        )
+
+
 def _longest(config: Any, tokenizer: Any) -> int:
     """Tokens that model and tokenizer allow; models without absolute positions tell no number."""
     positions = getattr(config, "max_position_embeddings", None) or 8192
     return min(positions, tokenizer.model_max_length)
-
-
-def _require_transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as cause:
-        raise InputError(
-            "texts need the package transformers. Install selfray[reports]."
-        ) from cause
-    return transformers
