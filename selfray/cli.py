@@ -14,14 +14,23 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from selfray import __version__
 from selfray.config import ContrastiveConfig
 from selfray.errors import InputError, Interrupted, RunStopped, nearest
 from selfray.export import FORMATS
-from selfray.field_options import add_fields, configured, one_of
+from selfray.field_options import (
+    add_fields,
+    add_report_fields,
+    configured,
+    one_of,
+    report_config,
+)
 from selfray.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from selfray.evaluate import ReportTask
 
 
 class _Parser(argparse.ArgumentParser):
@@ -275,7 +284,7 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
         "(auto)",
     )
     parser.add_argument(
-        "--preview", type=Path, metavar="PNG", help="draw crops and masks, and do nothing else"
+        "--preview", type=Path, metavar="PNG", help="draw crops, masks and texts, and do nothing else"
     )
 
 
@@ -365,13 +374,14 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="TASK",
         help="classification (the findings), metadata (sex, age, weight, BMI), segmentation (the "
-        "masks) (the first two)",
+        "masks), reports (by a language model) (the first two)",
     )
     parser.add_argument(
         "--probes",
         nargs="+",
         metavar="PROBE",
-        help="linear, knn, sgd, sgd-crops, attentive, fine-tune, fine-tune-last-N (linear knn)",
+        help="linear, knn, zero-shot, sgd, sgd-crops, attentive, fine-tune, fine-tune-last-N "
+        "(linear knn)",
     )
     parser.add_argument(
         "--decoders",
@@ -408,6 +418,16 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--columns", nargs="+", default=(), metavar="COLUMN", help="predict further columns"
     )
     _evaluate_statistics_arguments(parser)
+    parser.add_argument(
+        "--chexbert",
+        type=Path,
+        metavar="DIR",
+        help="folder of CheXbert: read findings by it",
+    )
+    parser.add_argument(
+        "--radgraph", type=Path, metavar="DIR", help="folder of RadGraph: compare reports by it"
+    )
+    add_report_fields(parser)
 
 
 def _evaluate_statistics_arguments(parser: argparse.ArgumentParser) -> None:
@@ -483,6 +503,7 @@ def _evaluate(arguments: argparse.Namespace) -> Iterator[str]:
             labels=arguments.labels,
             decoder_steps=arguments.decoder_steps,
             segmentation_size=arguments.segmentation_size,
+            report=_report_task(arguments),
             columns=arguments.columns,
             label_efficiency=arguments.label_efficiency,
             sites=arguments.sites,
@@ -494,6 +515,46 @@ def _evaluate(arguments: argparse.Namespace) -> Iterator[str]:
         )
     yield results_table(arguments.out)
     yield f"wrote {arguments.out}"
+
+
+def _report_task(arguments: argparse.Namespace) -> ReportTask | None:
+    """How reports are written; None where nothing was said of it."""
+    from selfray.evaluate import ReportTask
+
+    config = report_config(arguments)
+    if config is None and arguments.chexbert is None and arguments.radgraph is None:
+        return None
+    read_by = {"chexbert": arguments.chexbert, "radgraph": arguments.radgraph}
+    return ReportTask(**read_by) if config is None else ReportTask(config, **read_by)
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        type=Path,
+        help="evaluation with --tasks reports, or a report model's directory in it",
+    )
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="radiographs, files")
+    parser.add_argument(
+        "--encoder", metavar="ENCODER", help="by which of the evaluation's encoders (its only one)"
+    )
+    parser.add_argument(
+        "--prompt",
+        default="",
+        metavar="TEXT",
+        help="what is known, e.g. 'Indication: cough'",
+    )
+
+
+def _generate(arguments: argparse.Namespace) -> Iterator[str]:
+    from selfray.generate import generate
+
+    reports = generate(
+        arguments.model, arguments.images, encoder=arguments.encoder, prompt=arguments.prompt
+    )
+    for number, report in enumerate(reports, start=1):
+        yield f"{number}: {report}"
 
 
 def _summary_arguments(parser: argparse.ArgumentParser) -> None:
@@ -582,6 +643,12 @@ COMMANDS: dict[str, _Command] = {
         "(ENCODER [ENCODER ...] --data DIR | --compare DIR [DIR ...]) --out DIR [options]",
         _evaluate_arguments,
         _evaluate,
+    ),
+    "generate": _Command(
+        "Write reports of radiographs by a report model",
+        "MODEL IMAGE [IMAGE ...] [options]",
+        _generate_arguments,
+        _generate,
     ),
     "summary": _Command(
         "Write summary.html for a run or an evaluation", "DIR", _summary_arguments, _summary

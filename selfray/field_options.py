@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 from selfray.config import Pair, RunConfig, validate
 from selfray.errors import nearest
 from selfray.recipes import RECIPES, recipe
+from selfray.report_config import RECIPES as REPORT_RECIPES
+from selfray.report_config import ReportConfig, report_recipe
 
 
 def one_of(allowed: Iterable[str]) -> Callable[[str], str]:
@@ -34,7 +36,7 @@ def _fields(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
             yield prefix + field.name, types[field.name], field.metadata["help"]
 
 
-def _value(config: RunConfig, name: str) -> Any:
+def _value(config: RunConfig | ReportConfig, name: str) -> Any:
     value: Any = config
     for part in name.split("."):
         value = getattr(value, part)
@@ -49,7 +51,7 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _shown_values(name: str, recipes: dict[str, RunConfig]) -> str:
+def _shown_values(name: str, recipes: Mapping[str, RunConfig | ReportConfig]) -> str:
     """The value of each recipe that has the field; one alone where all have the same."""
     of_value: dict[str, list[str]] = {}
     for key, config in recipes.items():
@@ -73,7 +75,8 @@ def _reading(name: str, kind: Any) -> dict[str, Any]:
         return {"type": float, "nargs": 2, "metavar": ("FROM", "TO")}
     if kind == tuple[str, ...]:
         # Given twice, both count.
-        return {"action": "extend", "nargs": "+", "metavar": _METAVARS[name], "required": True}
+        metavar = _METAVARS.get(name, "NAME")
+        return {"action": "extend", "nargs": "+", "metavar": metavar, "required": name == "data"}
     if kind is bool:
         return {"type": _true_or_false, "metavar": "true|false"}
     if typing.get_origin(kind) is Literal:
@@ -133,7 +136,50 @@ def configured(arguments: argparse.Namespace) -> RunConfig:
     return config
 
 
-def _replaced(config: RunConfig, name: str, value: Any) -> RunConfig:
+def add_report_fields(parser: argparse.ArgumentParser) -> None:
+    """Add `--report-recipe` and every field of a report model, as `--report.FIELD`."""
+    recipes = {name: of() for name, of in REPORT_RECIPES.items()}
+    group = parser.add_argument_group("reports: how a report model is made, and how it writes")
+    group.add_argument(
+        "--report-recipe",
+        type=one_of(recipes),
+        metavar="NAME",
+        help=f"{', '.join(recipes)} ({next(iter(recipes))})",
+    )
+    for name, kind, text in _fields(ReportConfig):
+        values = _shown_values(name, recipes)
+        group.add_argument(
+            f"--report.{name.replace('_', '-')}",
+            dest=f"report.{name}",
+            default=argparse.SUPPRESS,
+            help=(f"{text} ({values})" if values else text).replace("%", "%%"),
+            **_reading(name, kind),
+        )
+
+
+def report_config(arguments: argparse.Namespace) -> ReportConfig | None:
+    """The recipe of report models with what the command line overrides; None without either.
+
+    Raises:
+        InputError: No such recipe, or a field out of its range.
+    """
+    given = {
+        name: vars(arguments)[f"report.{name}"]
+        for name, _, _ in _fields(ReportConfig)
+        if f"report.{name}" in vars(arguments)
+    }
+    if not given and arguments.report_recipe is None:
+        return None
+    config = report_recipe(arguments.report_recipe or next(iter(REPORT_RECIPES)))
+    for name, value in given.items():
+        config = _replaced(config, name, value)
+    return config
+
+
+_Config = TypeVar("_Config", RunConfig, ReportConfig)
+
+
+def _replaced(config: _Config, name: str, value: Any) -> _Config:
     value = tuple(value) if isinstance(value, list) else value
     group, _, field = name.rpartition(".")
     if not group:

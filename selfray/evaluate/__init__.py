@@ -2,6 +2,7 @@
 
 from selfray.evaluate.judge import FROZEN_PROBES
 from selfray.evaluate.presets import preset_rows
+from selfray.evaluate.report_writing import ReportTask
 from selfray.evaluate.stage import DEFAULT_TASKS, FORMAT_NAME, TASKS, compare, evaluate
 from selfray.evaluate.tables import results_table
 
@@ -10,6 +11,7 @@ __all__ = [
     "FORMAT_NAME",
     "FROZEN_PROBES",
     "TASKS",
+    "ReportTask",
     "compare",
     "evaluate",
     "preset_rows",

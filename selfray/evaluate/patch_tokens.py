@@ -1,10 +1,11 @@
-"""Patch tokens of the images of a dataset that have label maps, made once and kept.
+"""Patch tokens of images of a dataset, made once and kept.
 
-They depend on the encoder and the images alone: other labels, steps and decoders share them.
+They depend on the encoder and the images alone: what is trained on them shares them.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,24 +37,23 @@ class PatchTokens:
 
     Args:
         encoder: Frozen; its device is used.
-        data: Whose images, as far as they have any label map.
-        out: Directory of both, made if need be: `last-block` and `four-blocks` lie in it.
+        data: Whose images.
+        rows: int64 [N], of which images, ascending.
+        out: Directory of these, made if need be: `last-block` and `four-blocks` lie in it.
     """
 
-    def __init__(self, encoder: Encoder, data: RadiographDataset, out: Path) -> None:
-        self._encoder, self._data, self._out = encoder, data, out
-        labelled = np.logical_or.reduce(
-            [
-                data.table[column].is_valid().to_numpy(zero_copy_only=False)
-                for column in ("mask", "finding_mask")
-            ]
-        )
-        rows = np.sort(np.concatenate([data.rows(split) for split in SPLITS]))
-        self._rows = rows[labelled[rows]]
+    def __init__(
+        self, encoder: Encoder, data: RadiographDataset, rows: np.ndarray, out: Path
+    ) -> None:
+        self._encoder, self._data, self._rows, self._out = encoder, data, rows, out
 
     def places(self, rows: np.ndarray) -> np.ndarray:
-        """Where rows of the dataset, which must have a label map, are in `of_blocks`."""
+        """Where rows of the dataset, each one of these, are in `of_blocks`."""
         return np.searchsorted(self._rows, rows)
+
+    def of_last_block(self) -> np.ndarray:
+        """float16 [N, h, w, D], memory-mapped, as `Encoder.features` gives them."""
+        return self.of_blocks([self._encoder.depth - 1])[:, -1]
 
     def of_blocks(self, blocks: Sequence[int]) -> np.ndarray:
         """float16 [N, L, h, w, D], memory-mapped.
@@ -75,6 +75,7 @@ class PatchTokens:
 
     def _kept(self, out: Path, blocks: Sequence[int]) -> np.ndarray:
         encoder, images = self._encoder, DatasetImages(self._data)
+        chosen = hashlib.sha256(self._rows.astype("<i8").tobytes()).hexdigest()
         shape = [len(self._rows), len(blocks), *encoder.grid, encoder.width]
         manifest = {
             "format": FEATURES_FORMAT,
@@ -85,7 +86,8 @@ class PatchTokens:
             "precision": "exact",
             "arrays": {"patch_tokens": {"shape": shape, "dtype": "float16"}},
             "blocks": list(blocks),
-            "dataset": images.description | {"fingerprint": self._data.fingerprint},
+            "dataset": images.description
+            | {"fingerprint": f"{self._data.fingerprint[:12]}, images {chosen[:12]}"},
         }
         if is_feature_directory(out):
             require_same(out, read_manifest(out, "manifest.json"), manifest)
@@ -98,6 +100,18 @@ class PatchTokens:
                 _encode(encoder, images, self._rows, blocks, writer)
                 writer.finish(images.table().select(["image_id"]).take(pa.array(self._rows)))
         return np.load(out / "patch_tokens.npy", mmap_mode="r", allow_pickle=False)
+
+
+def rows_with_label_maps(data: RadiographDataset) -> np.ndarray:
+    """Images of any split with a label map, int64, ascending."""
+    labelled = np.logical_or.reduce(
+        [
+            data.table[column].is_valid().to_numpy(zero_copy_only=False)
+            for column in ("mask", "finding_mask")
+        ]
+    )
+    rows = np.sort(np.concatenate([data.rows(split) for split in SPLITS]))
+    return rows[labelled[rows]]
 
 
 def _encode(

@@ -51,7 +51,7 @@ from selfray.evaluate.label_maps import (
     seen_box,
     square_maps,
 )
-from selfray.evaluate.patch_tokens import PatchTokens
+from selfray.evaluate.patch_tokens import PatchTokens, rows_with_label_maps
 from selfray.models.encoder import Encoder, vit_encoder
 from selfray.models.preprocessing import Preprocessing
 from selfray.models.vit import VisionTransformer
@@ -146,7 +146,7 @@ def judge_segmentation(
     for row in target.rows["test"]:  # before anything is trained
         target.label_map(int(row))
     out.mkdir(parents=True, exist_ok=True)
-    kept = PatchTokens(encoder, data, tokens)
+    kept = PatchTokens(encoder, data, rows_with_label_maps(data), tokens)
     made = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as readers:
         for decoder in decoders:

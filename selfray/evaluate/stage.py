@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -57,6 +58,14 @@ from selfray.evaluate.leaks import (
     read_training_list,
 )
 from selfray.evaluate.presets import apply_preset, find_preset
+from selfray.evaluate.report_writing import (
+    ImageTokens,
+    ReportTask,
+    judge_reports,
+    tokens_of_encoder,
+    tokens_of_features,
+)
+from selfray.evaluate.reported import REPORT_VARIANTS, read_findings, score_reports
 from selfray.evaluate.score import score
 from selfray.evaluate.segmentation import judge_segmentation, require_segmenting
 from selfray.evaluate.segmented import score_segmentation
@@ -67,11 +76,13 @@ from selfray.models.published import load_encoder
 FORMAT_NAME = "selfray-evaluation"
 VERSION = 2
 SEGMENTATION = "segmentation"
+REPORTS = "reports"
 DEFAULT_TASKS = ("classification", "metadata")
-TASKS = (*DEFAULT_TASKS, SEGMENTATION)
+TASKS = (*DEFAULT_TASKS, SEGMENTATION, REPORTS)
 
 _RESULTS = "results.jsonl"
 _SEGMENTED = "segmentation.parquet"
+_REPORTED = "reports.parquet"
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,7 @@ class _Choice:
     labels: tuple[str, ...]
     decoder_steps: int | None
     segmentation_size: int | None
+    report: ReportTask | None
     training_lists: tuple[tuple[str, Path], ...]
     baseline: str | None
     seed: int
@@ -101,6 +113,7 @@ class _Choice:
         words += ["--decoder-steps", str(self.decoder_steps)] if self.decoder_steps else []
         if self.segmentation_size:
             words += ["--segmentation-size", str(self.segmentation_size)]
+        words += self.report.options() if self.report else []
         words += ["--columns", *self.columns] if self.columns else []
         for encoder, file in self.training_lists:
             words += ["--training-list", encoder, str(file)]
@@ -119,6 +132,7 @@ def evaluate(
     labels: Sequence[str] = (),
     decoder_steps: int | None = None,
     segmentation_size: int | None = None,
+    report: ReportTask | None = None,
     columns: Sequence[str] = (),
     label_efficiency: bool = False,
     sites: bool = False,
@@ -139,7 +153,8 @@ def evaluate(
         data: Dataset directory with train, validate and test splits.
         out: Evaluation directory.
         tasks: `classification` (the findings), `metadata` (sex, age, weight, BMI),
-            `segmentation` (the masks); default: the first two. None with a preset.
+            `segmentation` (the masks), `reports` (written by a language model); default: the
+            first two. None with a preset.
         probes: `linear`, `knn`, and those of `trained_protocols`: `sgd`, `sgd-crops`,
             `attentive`, `fine-tune`, `fine-tune-last-N`.
         decoders: Of segmentation: those of `segmentation_decoders.DECODERS`, also with
@@ -147,6 +162,7 @@ def evaluate(
         labels: Mask labels and findings to segment; default: all mask labels.
         decoder_steps: For which decoders are trained; default: `segmentation.STEPS`.
         segmentation_size: Side of the encoders' input in segmentation, pixels; default: their own.
+        report: How reports are written and read; default: by the recipe `tiny`.
         columns: Further columns of the dataset to predict, such as `view` or `site`.
         label_efficiency: Also fit linear probes on 1 to 100 % of the training patients.
         sites: Also fit linear probes on each site, and judge them on each.
@@ -174,6 +190,7 @@ def evaluate(
         labels=tuple(dict.fromkeys(labels)),
         decoder_steps=decoder_steps,
         segmentation_size=segmentation_size,
+        report=(report or ReportTask()) if tasks is not None and REPORTS in tasks else report,
         training_lists=tuple(training_lists),
         baseline=baseline,
         seed=seed,
@@ -188,6 +205,7 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     features, judged = _judge(choice, benchmark, out)
     segmented = {} if segmenting is None else _segment(choice, benchmark, segmenting, out)
+    reported = {} if choice.report is None else _report(choice, choice.report, benchmark, out)
     leaks = _leaks(benchmark, judged, features, listed)
     info = benchmark.data.info
     described = {
@@ -196,12 +214,13 @@ def evaluate(
         "dataset": {
             name: info[name] for name in ("name", "origin", "fingerprint", "synthetic", "counts")
         },
-        "tasks": _tasks_of(benchmark, segmenting),
+        "tasks": _tasks_of(benchmark, segmenting) + ([REPORTS] if choice.report else []),
+        "report": choice.report.description() if choice.report else None,
         "preset": preset,
         "training_lists": {name: len(lines) for name, lines in listed.items()},
         "leaks": leaks,
     }
-    _write(out, judged, segmented, benchmark.held_out, described, baseline, seed)
+    _write(out, judged, segmented, reported, benchmark.held_out, described, baseline, seed)
     return out
 
 
@@ -212,7 +231,7 @@ def _judge(
     features: dict[str, Features] = {}
     judged = []
     for encoder in choice.encoders:
-        if not benchmark.held_out.targets:
+        if not benchmark.held_out.targets and can_run(encoder):
             judged.append(Judged(encoder, describe_encoder(load_encoder(encoder))))
             continue
         directory = feature_directory(encoder, benchmark, out, choice.protocol)
@@ -242,6 +261,34 @@ def _segment(
         for encoder in choice.encoders
         if can_run(encoder)
     }
+
+
+def _report(
+    choice: _Choice, task: ReportTask, benchmark: Benchmark, out: Path
+) -> dict[str, pa.Table]:
+    """Reports by every encoder, and what was read in them."""
+    reported = {}
+    for encoder in choice.encoders:
+        kept = out / REPORTS / slug("\0".join((encoder, *task.changed())))
+
+        def tokens(rows: np.ndarray, encoder: str = encoder, kept: Path = kept) -> ImageTokens:
+            if can_run(encoder):
+                return tokens_of_encoder(
+                    load_encoder(encoder), benchmark.data, rows, kept / "tokens"
+                )
+            made = feature_directory(encoder, benchmark, out, choice.protocol)
+            return tokens_of_features(open_features(made))
+
+        table = judge_reports(
+            tokens, benchmark.data, kept, config=task.config, seeds=range(choice.protocol.seeds)
+        )
+        reported[encoder] = read_findings(
+            table,
+            synthetic=benchmark.data.synthetic,
+            chexbert=task.chexbert,
+            radgraph=task.radgraph,
+        )
+    return reported
 
 
 def _leaks(
@@ -274,9 +321,10 @@ def _leaks(
 def _open(data: Path, choice: _Choice) -> tuple[Benchmark, tuple[str, ...] | None]:
     """The benchmark, and labels to segment: none named means all, None not to segment."""
     if choice.preset is None:
-        tasks = [task for task in choice.tasks if task != SEGMENTATION]
+        tasks = [task for task in choice.tasks if task in DEFAULT_TASKS]
         labels = choice.labels if SEGMENTATION in choice.tasks else None
-        benchmark = open_benchmark(data, tasks, choice.columns, required=labels is None)
+        required = labels is None and REPORTS not in choice.tasks
+        benchmark = open_benchmark(data, tasks, choice.columns, required=required)
         if choice.protocol.sites and "site" not in benchmark.held_out.groups:
             raise InputError(
                 f"{data} has test images of one site at most, and --sites needs two. Give the "
@@ -336,7 +384,10 @@ def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = No
     first_described, held_out, *_ = parts[0]
     judged: list[Judged] = []
     segmented: dict[str, pa.Table] = {}
-    for directory, (described, images, members, tables) in zip(evaluations, parts, strict=True):
+    reported: dict[str, pa.Table] = {}
+    for directory, (described, images, members, tables, reports) in zip(
+        evaluations, parts, strict=True
+    ):
         if described["seed"] != first_described["seed"] or images.key != held_out.key:
             raise InputError(
                 f"{directory} was evaluated on other images, targets or with another seed than "
@@ -355,13 +406,21 @@ def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = No
             )
         judged += members
         segmented |= tables
+        reported |= reports
     if len({_what_was_segmented(table) for table in segmented.values()}) > 1:
         raise InputError(
             "other labels or test images were segmented in one evaluation than in another. Repeat "
             "them with the same --labels."
         )
+    if len({_what_was_reported(table) for table in reported.values()}) > 1:
+        raise InputError(
+            "another part of the reports was written, or for other studies, or findings were read "
+            "otherwise in one evaluation than in another. Repeat them with the same --report "
+            "options and --chexbert."
+        )
     _require_baseline(baseline, [one.encoder for one in judged])
-    described = {name: first_described[name] for name in ("data", "dataset", "tasks", "preset")}
+    kept = ("data", "dataset", "tasks", "preset", "report")
+    described = {name: first_described.get(name) for name in kept}
     described["training_lists"] = {
         k: n for of, *_ in parts for k, n in of["training_lists"].items()
     }
@@ -369,7 +428,8 @@ def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = No
     words = ["selfray", "evaluate", "--compare", *map(str, evaluations), "--out", str(out)]
     described["command"] = shlex.join(words + (["--baseline", baseline] if baseline else []))
     out.mkdir(parents=True, exist_ok=True)
-    _write(out, judged, segmented, held_out, described, baseline, first_described["seed"])
+    seed = first_described["seed"]
+    _write(out, judged, segmented, reported, held_out, described, baseline, seed)
     return out
 
 
@@ -379,10 +439,17 @@ def _what_was_segmented(table: pa.Table) -> tuple[frozenset[str], tuple[str, ...
     return frozenset(table["label"].unique().to_pylist()), images
 
 
+def _what_was_reported(table: pa.Table) -> tuple[tuple[str, ...], str, str | None]:
+    """Studies in their order, the part that was written, and who read the findings."""
+    images = tuple(dict.fromkeys(table["image_id"].to_pylist()))
+    return images, table["section"][0].as_py(), table["reader"][0].as_py()
+
+
 def _write(
     out: Path,
     judged: Sequence[Judged],
     segmented: Mapping[str, pa.Table],
+    reported: Mapping[str, pa.Table],
     held_out: HeldOut,
     described: dict[str, Any],
     baseline: str | None,
@@ -392,14 +459,12 @@ def _write(
     (out / _RESULTS).unlink(missing_ok=True)
     lines = score(judged, held_out, seed=seed, baseline=baseline)
     lines += score_segmentation(segmented, seed=seed, baseline=baseline)
-    if segmented:
-        named = [
-            table.append_column("encoder", pa.array([encoder] * len(table), pa.string()))
-            for encoder, table in segmented.items()
-        ]
-        write_table(out / _SEGMENTED, pa.concat_tables(named))
-    else:
-        (out / _SEGMENTED).unlink(missing_ok=True)  # of a run with other tasks
+    lines += score_reports(reported, seed=seed, baseline=baseline)
+    for file, tables in ((_SEGMENTED, segmented), (_REPORTED, reported)):
+        if tables:
+            write_table(out / file, _with_encoders(tables))
+        else:
+            (out / file).unlink(missing_ok=True)  # of a run with other tasks
     write_table(out / "held_out.parquet", held_out.table())
     write_table(out / "predictions.parquet", predictions_table(judged, held_out))
     write_tables(out, lines)
@@ -412,6 +477,7 @@ def _write(
         "baseline": baseline,
         "seed": seed,
         "resamples": RESAMPLES,
+        "metric_variants": REPORT_VARIANTS if reported else {},
         "versions": {
             package: version(package) for package in ("selfray", "torch", "numpy", "scikit-learn")
         },
@@ -419,6 +485,25 @@ def _write(
     write_atomically(out / "evaluation.json", json.dumps(description, indent=2).encode())
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     write_atomically(out / _RESULTS, text.encode())
+
+
+def _with_encoders(tables: Mapping[str, pa.Table]) -> pa.Table:
+    """One table, with a column `encoder`."""
+    return pa.concat_tables(
+        table.append_column("encoder", pa.array([encoder] * len(table), pa.string()))
+        for encoder, table in tables.items()
+    )
+
+
+def _by_encoder(file: Path) -> dict[str, pa.Table]:
+    """What `_with_encoders` joined; empty where there is none."""
+    if not file.exists():
+        return {}
+    table = pq.read_table(file)
+    return {
+        encoder: table.filter(pc.field("encoder") == encoder).drop_columns("encoder")
+        for encoder in table["encoder"].unique().to_pylist()
+    }
 
 
 def _described(judged: Judged) -> dict[str, Any]:
@@ -432,7 +517,7 @@ def _described(judged: Judged) -> dict[str, Any]:
 
 def _read(
     directory: Path,
-) -> tuple[dict[str, Any], HeldOut, list[Judged], dict[str, pa.Table]]:
+) -> tuple[dict[str, Any], HeldOut, list[Judged], dict[str, pa.Table], dict[str, pa.Table]]:
     """What `_write` wrote."""
     try:
         described = json.loads((directory / "evaluation.json").read_text())
@@ -445,12 +530,8 @@ def _read(
             )
         held_out = HeldOut.of_table(pq.read_table(directory / "held_out.parquet"))
         judged = [_judged_of(encoder) for encoder in described["encoders"]]
-        segmented = {}
-        if (directory / _SEGMENTED).exists():
-            table = pq.read_table(directory / _SEGMENTED)
-            for encoder in table["encoder"].unique().to_pylist():
-                one = table.filter(pc.field("encoder") == encoder)
-                segmented[encoder] = one.drop_columns("encoder")
+        segmented = _by_encoder(directory / _SEGMENTED)
+        reported = _by_encoder(directory / _REPORTED)
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise InputError(
             f"{directory} holds no finished evaluation. Give one made by `selfray evaluate`."
@@ -458,7 +539,7 @@ def _read(
     predictions = read_predictions(directory / "predictions.parquet", held_out)
     for one in judged:
         one.predictions = predictions.get(one.encoder, {})
-    return described, held_out, judged, segmented
+    return described, held_out, judged, segmented, reported
 
 
 def _judged_of(described: dict[str, Any]) -> Judged:
@@ -518,7 +599,7 @@ def _require_baseline(baseline: str | None, encoders: Sequence[str]) -> None:
 
 
 def _require_evaluation_or_empty(out: Path) -> None:
-    kept = ("features", "judged", SEGMENTATION)
+    kept = ("features", "judged", SEGMENTATION, REPORTS)
     ours = (out / "evaluation.json").is_file() or any((out / name).is_dir() for name in kept)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not ours)):
         raise InputError(

@@ -23,8 +23,8 @@ RUN = {
 }  # fmt: skip
 FEATURES = {"feature_directory", "inference", "pixel_baselines"}
 STAGES = {
-    "data.phantom", "data.ingest", "pretrain", "pretrain_language", "preview", "features", "evaluate", "summary",
-    "export",
+    "data.phantom", "data.ingest", "pretrain", "pretrain_language", "preview", "features",
+    "evaluate", "generate", "summary", "export",
 }  # fmt: skip
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -48,15 +48,19 @@ ALLOWED: dict[str, set[str]] = {
     "run_encoder": {"run_directory", "data", "models", "objectives"},
     "pretrain": METHOD | RUN | {"progress"},
     "pretrain_language": METHOD | RUN,
-    "preview": METHOD | {"config", "pretrain", "run_loop"},
+    "preview": METHOD | {"config", "pretrain", "pretrain_language", "run_loop"},
     "feature_directory": {"data"},
     "inference": {"models"},
     "pixel_baselines": {"data"},
     "features": METHOD | FEATURES | {"progress"},
-    "evaluate": METHOD | {"features", "feature_directory", "progress"},
+    "evaluate": METHOD | {
+        "features", "feature_directory", "progress", "report_config", "data.phantom",
+        "evals.report_training",
+    },
+    "generate": {"evals", "models"},
     "summary": METHOD | RUN | {"feature_directory", "evaluate"},
     "export": {"models"},
-    "field_options": {"config", "recipes"},
+    "field_options": {"config", "recipes", "report_config"},
     "cli": STAGES | {"config", "field_options", "recipes", "models"},
     "rad_dino": {"models"},
     "sklearn": {"models"},

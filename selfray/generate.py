@@ -1,0 +1,109 @@
+"""Radiographs -> reports by a trained report model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from selfray.errors import InputError, nearest
+from selfray.evals.report_generation import generate_reports
+from selfray.evals.report_model import ReportModel
+from selfray.evals.report_model_directory import open_report_model, read_report_manifest
+from selfray.models.language_model import open_language_model
+from selfray.models.published import load_encoder
+
+_BATCH = 16  # images at a time
+
+
+def generate(
+    model: Path, images: Sequence[Path], *, encoder: str | None = None, prompt: str = ""
+) -> Iterator[str]:
+    """Write a report for each image.
+
+    Args:
+        model: A report model's directory, or an evaluation with reports, by `selfray evaluate
+            --tasks reports`.
+        images: Files, each with one radiograph.
+        encoder: Which of the evaluation's encoders, or where the model's encoder is now; default:
+            the one that the model was trained with.
+        prompt: What is known before the image is read, e.g. `Indication: cough`.
+
+    Yields:
+        Reports, in the order of the images.
+
+    Raises:
+        InputError: No report model, several and none named, an encoder with other weights than
+            the model was trained with, or an image that cannot be read.
+    """
+    directory = _model_directory(model, encoder)
+    about = read_report_manifest(directory)["about"]
+    source = load_encoder(encoder or about["encoder"])
+    if source.weights_sha256 != about["weights_sha256"]:
+        raise InputError(
+            f"{source.name} has other weights than the encoder that {directory} was trained with. "
+            "Give that encoder by --encoder, or train a report model with this one: selfray "
+            "evaluate --tasks reports."
+        )
+    writer = open_report_model(
+        directory,
+        lambda path, template: open_language_model(
+            path,
+            template=template,
+            cache=directory.parent / "language-models",
+            dtype=torch.float32,
+            fits=lambda _, network: None,
+        ),
+    ).to(source.device)
+    settings = about["config"]
+    for _, patches in source.batches(list(images), _BATCH):
+        # As training read them: half precision, [B, h, w, D].
+        tokens = patches.permute(0, 2, 3, 1).half().cpu().numpy()
+        yield from _written(writer, tokens, prompt, settings)
+
+
+def _written(
+    writer: ReportModel, tokens: np.ndarray, prompt: str, settings: dict[str, Any]
+) -> list[str]:
+    reports: dict[int, str] = {}
+    for places, texts in generate_reports(
+        writer,
+        tokens,
+        np.arange(len(tokens)),
+        [prompt] * len(tokens),
+        batch_size=_BATCH,
+        max_new_tokens=settings["max_new_tokens"],
+        beams=settings["beams"],
+        guidance=settings["guidance"],
+        bfloat16=False,
+    ):
+        reports |= dict(zip(places.tolist(), texts, strict=True))
+    return [reports[place] for place in range(len(tokens))]
+
+
+def _model_directory(given: Path, encoder: str | None) -> Path:
+    """The report model itself, or the one of an encoder in an evaluation, of its first seed."""
+    if (given / "report_model.json").is_file():
+        return given
+    found = sorted(given.glob("reports/*/seed-*/model"))
+    if not found:
+        raise InputError(
+            f"{given} holds no report model. Train one: selfray evaluate ENCODER --data DIR "
+            f"--out OUT --tasks reports, then give OUT."
+        )
+    by_encoder: dict[str, Path] = {}
+    for directory in found:
+        by_encoder.setdefault(read_report_manifest(directory)["about"]["encoder"], directory)
+    if encoder is None and len(by_encoder) > 1:
+        raise InputError(
+            f"{given} has report models of {len(by_encoder)} encoders. Name one by --encoder: "
+            f"{', '.join(by_encoder)}."
+        )
+    if encoder is not None and encoder not in by_encoder:
+        raise InputError(
+            f"{given} has no report model of {encoder}. {nearest(encoder, by_encoder)}"
+        )
+    return next(iter(by_encoder.values())) if encoder is None else by_encoder[encoder]
