@@ -284,7 +284,10 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
         "(auto)",
     )
     parser.add_argument(
-        "--preview", type=Path, metavar="PNG", help="draw crops, masks and texts, and do nothing else"
+        "--preview",
+        type=Path,
+        metavar="PNG",
+        help="draw crops, masks and texts, and do nothing else",
     )
 
 
@@ -383,6 +386,20 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="linear, knn, zero-shot, sgd, sgd-crops, attentive, fine-tune, fine-tune-last-N "
         "(linear knn)",
     )
+    _segmentation_arguments(parser)
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="judge by a published protocol in place of tasks; `list` lists them",
+    )
+    parser.add_argument(
+        "--columns", nargs="+", default=(), metavar="COLUMN", help="predict further columns"
+    )
+    _evaluate_statistics_arguments(parser)
+    _report_arguments(parser)
+
+
+def _segmentation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoders",
         nargs="+",
@@ -409,15 +426,9 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="show encoders images of this side for segmentation (their own)",
     )
-    parser.add_argument(
-        "--preset",
-        metavar="NAME",
-        help="judge by a published protocol in place of tasks; `list` lists them",
-    )
-    parser.add_argument(
-        "--columns", nargs="+", default=(), metavar="COLUMN", help="predict further columns"
-    )
-    _evaluate_statistics_arguments(parser)
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chexbert",
         type=Path,

@@ -46,6 +46,7 @@ _WITHOUT_READER = (
     "findings are not read: give --chexbert a folder with chexbert.pth (StanfordAIMI/RRG_scorers) "
     "and bert-base-uncased's config.json and vocab.txt"
 )
+_UNDEFINED = {"rouge_l": "no reference has words of the letters a to z, which alone it sees"}
 _WITHOUT_RADGRAPH = (
     "not computed: give --radgraph a folder with the unpacked radgraph.tar.gz "
     "(StanfordAIMI/RRG_scorers) and its BERT"
@@ -177,7 +178,7 @@ class _Scorer:
         for (target, metric), estimate in measured.items():
             line = self._line(encoder, writer, target, metric, estimate)
             if line["value"] is None:
-                line["reason"] = "no reference states it"
+                line["reason"] = _UNDEFINED.get(metric, "no reference states it")
             yield line | ({"probe_seeds": n} if (n := of.seeds(writer)) > 1 else {})
         nothing = Estimate(math.nan, np.full(1, np.nan), np.full(1, np.nan), 0)
         if of.reader is None:
