@@ -7,6 +7,7 @@ with the report in place of the image's other crops.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -95,7 +96,7 @@ def pretrain_language(config: ContrastiveConfig, out: Path, *, resume: str = "au
     networks, origins = initialise_image_text(config, text_encoder)
     networks.to(device)
     optimizer = build_language_optimizer(config, networks)
-    loader = build_report_loader(config, supervised.places, networks.text_encoder, slots)
+    loader = build_report_loader(config, supervised.places, networks.text_encoder.fits, slots)
     first = restore(run, networks, optimizer, [_of_reports(supervised), *origins])
     keep_freed_memory()
     cv2.setNumThreads(1)
@@ -172,21 +173,21 @@ def build_language_optimizer(config: ContrastiveConfig, networks: ImageText) -> 
 
 
 def build_report_loader(
-    config: ContrastiveConfig, places: list[Place], text_encoder: TextEncoder, slots: slice
+    config: ContrastiveConfig, places: list[Place], fits: Callable[[str], bool], slots: slice
 ) -> ReportLoader:
     """The loader of some slots of each global batch.
 
     Args:
         config: The run.
         places: Images with reports.
-        text_encoder: Says which text is too long.
+        fits: Whether a text is short enough.
         slots: Which images of a batch are made.
     """
     return ReportLoader(
         places,
         crop=OneCrop(**asdict(config.crops)),
         sentences=config.text.sentences,
-        fits=text_encoder.fits,
+        fits=fits,
         batch_size=config.batch_size,
         slots=slots,
         seed=config.seed,

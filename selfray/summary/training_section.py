@@ -25,6 +25,8 @@ _PANELS: tuple[tuple[str, str, bool, tuple[tuple[str, str], ...]], ...] = (
     ("KoLeo", "loss (nats)", False, (("", "loss_koleo"),)),
     ("Entropy of the teacher", "entropy (nats)", False, (("", "teacher_entropy"),)),
     ("Likeness of different images", "mean cosine (1: collapse)", False, (("", "mean_cosine"),)),
+    ("Own text found", "share of images", False, (("", "pairs_found"),)),
+    ("Factor of the similarities", "1 / temperature", False, (("", "logit_scale"),)),
     ("Gradient", "gradient norm", True, (("", "gradient_norm"),)),
     ("Learning rate", "learning rate", False, (("", "learning_rate"),)),
 )
@@ -53,7 +55,7 @@ def _run(run: Run, note: str) -> str:
     thinned = any(curve.thinned for curve in run.curves.values())
     band = " Line: mean of neighbouring steps; band: their least and greatest." if thinned else ""
     probes = (
-        " Probes are linear, on frozen features of the teacher and on the validation split, where "
+        " Probes are linear, on frozen features of the encoder and on the validation split, where "
         "their penalty is chosen too: good for comparing steps, slightly optimistic in itself."
         if run.probes
         else ""

@@ -212,22 +212,29 @@ def test_a_run_begins_with_the_encoder_and_the_crops_of_its_pair(reported: Path)
     unflipped = micro_config(reported, crops__flip=0.0)
     for step in (0, 5):
         alone = build_loader(unflipped, datasets, slots).batch(step)
-        ours = build_report_loader(config, places, networks.text_encoder, slots).batch(step)
+        ours = build_report_loader(config, places, networks.text_encoder.fits, slots).batch(step)
         assert ours.image_ids == alone.image_ids
         assert torch.equal(ours.images, alone.global_crops[0])
+
+
+def test_a_preview_shows_crop_and_text(reported: Path, tmp_path: Path) -> None:
+    words = command_line(micro_language_config(reported), tmp_path / "run")
+    assert main([*words, "--preview", str(tmp_path / "preview.png")]) == 0
+    assert (tmp_path / "preview.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_texts_are_the_images_own_sentences_by_position(reported: Path) -> None:
     config = micro_language_config(reported, text__sentences=1, text__max_tokens=64)
     dataset = RadiographDataset(reported)
     places = with_reports([dataset], "train").places
-    text_encoder = _text_encoder()
+    fits = _text_encoder().fits
     drawn: dict[str, set[str]] = {}
     for threads in (1, 3):
         changed = micro_language_config(reported, text__sentences=1, engine__loader_threads=threads)
-        loader = build_report_loader(changed, places, text_encoder, slice(0, 4))
+        loader = build_report_loader(changed, places, fits, slice(0, 4))
         batches = list(loader.batches(3, 20))
-        later = build_report_loader(config, places, text_encoder, slice(0, 4)).batch(11)
+        later = build_report_loader(config, places, fits, slice(0, 4)).batch(11)
         assert later.texts == batches[8].texts
         for batch in batches:
             for image_id, text in zip(batch.image_ids, batch.texts, strict=True):
