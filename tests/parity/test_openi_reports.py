@@ -15,6 +15,7 @@ from selfray.data.report_text import SECTIONS, parse_report, sentences
 pytest.importorskip("torchxrayvision")
 
 NAMES = ("COMPARISON", "INDICATION", "FINDINGS", "IMPRESSION")
+INNER = re.compile(r"(?:COMPARISON|INDICATION|FINDINGS|IMPRESSION) ?:")
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +58,29 @@ def test_every_report_is_read_or_counted_as_empty(found, by_hand):
 
 def test_each_section_is_as_often_there_as_by_hand(found, by_hand):
     counts = found.section_counts()
+    # One indication goes on with "COMPARISON : XXXX.", where the element COMPARISON is empty.
+    more = {"INDICATION": 0, "COMPARISON": 1, "FINDINGS": 0, "IMPRESSION": 0}
     for name in NAMES:
-        assert counts[name.lower()] == sum(name in sections for sections in by_hand.values())
+        labelled = sum(name in sections for sections in by_hand.values())
+        assert counts[name.lower()] == labelled + more[name]
     assert (counts["findings"], counts["impression"]) == (3425, 3921)
     assert counts["findings_and_impression"] == 3419
     assert counts["neither_findings_nor_impression"] == 0  # the 28 empty ones have neither
 
 
 def test_no_word_is_lost_but_those_removed_before(found, by_hand):
+    inner = {key for key, values in by_hand.items() if INNER.search(" ".join(values.values()))}
+    assert len(inner) == 12  # headings inside of a section: their words move, and none is lost
     for key, report in found.reports.items():
         sections = parse_report(report)
-        for name in NAMES:
-            expected = by_hand[key].get(name, "")
-            assert getattr(sections, name.lower()) == re.sub("X{4,}", "___", expected)
+        if key in inner:
+            texts = " ".join(re.sub("X{4,}", "___", value) for value in by_hand[key].values())
+            kept = " ".join(getattr(sections, name.lower()) for name in NAMES)
+            assert sorted(kept.split()) == sorted(INNER.sub("", texts).split())
+        else:
+            for name in NAMES:
+                expected = by_hand[key].get(name, "")
+                assert getattr(sections, name.lower()) == re.sub("X{4,}", "___", expected)
         assert not sections.other and not sections.technique
         assert parse_report(sections.text()) == sections
         for name in SECTIONS:
@@ -87,6 +98,6 @@ def test_every_image_finds_its_report(found, archive):
             for image in re.findall(r'<parentImage id="([^"]+)"', content.read().decode()):
                 key = found.key_of(f"NLMCXR_png/{image}.png")
                 assert key in (Path(member.name).stem, None)
-                assert key == found.key_of(f"{image.removeprefix('CXR')}.dcm")
+                assert key == found.key_of(f"{re.sub('^CXR([0-9]+_(?=[0-9]+_))?', '', image)}.dcm")
                 images[key is not None] += 1
     assert sum(images.values()) == 7470
