@@ -13,7 +13,7 @@ import pytest
 
 from selfray import cli
 from selfray.cli import COMMANDS, main, parse
-from selfray.config import PretrainConfig
+from selfray.config import ContrastiveConfig, PretrainConfig
 from selfray.errors import InputError, Interrupted, RunStopped
 from selfray.recipes import RECIPES
 
@@ -58,7 +58,11 @@ def test_every_field_of_the_config_has_an_option() -> None:
 
     text = cli.command_parser("pretrain").format_help()
     options = {word for word in text.split() if word.startswith("--")}
-    assert names(PretrainConfig) - options == {"--recipe"}
+    assert (names(PretrainConfig) | names(ContrastiveConfig)) - options == {"--recipe"}
+    text = cli.command_parser("pretrain", ["clip-demo"]).format_help()
+    options = {word for word in text.split() if word.startswith("--")}
+    assert names(ContrastiveConfig) - options == {"--recipe"}
+    assert not (names(PretrainConfig) - names(ContrastiveConfig)) & options
 
 
 def test_help_shows_the_values_of_the_recipe_that_is_named() -> None:

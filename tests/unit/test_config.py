@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from micro_run import command_line, micro_config
+from micro_run import command_line, micro_config, micro_language_config
 
 from selfray.cli import parse
 from selfray.config import PretrainConfig, differences, from_json, to_json, validate
@@ -102,6 +102,51 @@ def test_an_unknown_recipe_is_answered_with_the_nearest_name() -> None:
 def test_a_value_that_cannot_be_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         validate(micro_config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"contrastive__loss": "cilp"}, "contrastive.loss is 'cilp'. Did you mean 'clip'"),
+        ({"contrastive__logit_scale": 0.0}, "contrastive.logit_scale is 0.0. It must be more than"),
+        ({"contrastive__logit_scale": 101.0}, "101.0 is above contrastive.logit_scale_largest"),
+        ({"contrastive__logit_bias": float("nan")}, "logit_bias is nan. It must be finite"),
+        ({"batch_size": 1}, "batch_size is 1: there is no other report"),
+        ({"text__width": 15}, "text.width 15 cannot be shared out over text.heads 2"),
+        ({"text__vocabulary": 258}, "text.vocabulary is 258. It must be at least 259"),
+        ({"text__sentences": -1}, "text.sentences is -1. It must be 0 or more"),
+        ({"crops__blur": 1.5}, "crops.blur is 1.5. It must lie between 0 and 1"),
+        ({"crops__global_size": 200}, r"crops.global_size is 200, .* 14. Use 196 or 210"),
+        ({"guard": 0.1}, "guard is 0.1, but evaluate_every is 0"),
+    ],
+)
+def test_a_value_of_a_run_with_reports_is_refused_by_name(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        validate(micro_language_config(**changes))
+
+
+@pytest.mark.parametrize("name", ["demo", "small", "base-518"])
+def test_a_control_differs_from_its_pair_in_supervision_alone(name: str) -> None:
+    paired, control = recipe(name), recipe(f"clip-{name}")
+    ours, theirs = (json.loads(to_json(c)) for c in (control, paired))
+    assert ours["encoder"] == theirs["encoder"]
+    assert ours["engine"] == theirs["engine"]
+    for field in ("steps", "batch_size", "seed", "evaluate_every", "evaluate_images"):
+        assert ours[field] == theirs[field]
+    differing = {key for key, value in ours["crops"].items() if theirs["crops"].get(key) != value}
+    assert differing == {"flip", "blur"}
+    assert ours["crops"]["blur"] == theirs["crops"]["blur_global_first"]
+    changed = {k for k, v in ours["optimizer"].items() if theirs["optimizer"][k] != v}
+    assert changed == ({"learning_rate"} if name == "demo" else set())
+
+
+def test_a_config_written_before_there_were_reports_is_read() -> None:
+    config = recipe("demo")
+    values = json.loads(to_json(config))
+    assert "contrastive" not in values
+    assert from_json(json.dumps(dict(sorted(values.items()))), "there") == config
 
 
 def _json(**changes: Any) -> str:

@@ -10,10 +10,25 @@ from pathlib import Path
 import pytest
 
 import selfray
-from selfray.config import CropsConfig, PretrainConfig
-from selfray.data.crops import MultiCrop
+from selfray.config import (
+    ContrastiveConfig,
+    CropsConfig,
+    GlobalCropConfig,
+    OneCropConfig,
+    PretrainConfig,
+)
+from selfray.data.crops import MultiCrop, OneCrop
 
-READERS = ("pretrain", "run_loop", "preview", "initialise", "probe", "run_encoder", "run_directory")
+READERS = (
+    "pretrain",
+    "pretrain_language",
+    "run_loop",
+    "preview",
+    "initialise",
+    "probe",
+    "run_encoder",
+    "run_directory",
+)
 
 
 def _attributes_read() -> set[str]:
@@ -25,14 +40,14 @@ def _attributes_read() -> set[str]:
 
 def _fields() -> list[str]:
     names = []
-    for field in dataclasses.fields(PretrainConfig):
+    fields = [f for c in (PretrainConfig, ContrastiveConfig) for f in dataclasses.fields(c)]
+    for field in fields:
         group = field.default
         if not dataclasses.is_dataclass(group) or isinstance(group, type):
             names.append(field.name)
-        elif not isinstance(group, CropsConfig):
+        elif not isinstance(group, GlobalCropConfig):
             names += [f"{field.name}.{inner.name}" for inner in dataclasses.fields(group)]
-    names.remove("recipe")  # a name for readers of config.json
-    return names
+    return sorted({*names} - {"recipe"})  # a name for readers of config.json
 
 
 @pytest.mark.parametrize("name", _fields())
@@ -41,5 +56,6 @@ def test_a_field_is_read(name: str) -> None:
 
 
 def test_every_field_of_the_crops_is_an_argument_of_the_crops() -> None:
-    arguments = set(inspect.signature(MultiCrop).parameters)
-    assert {field.name for field in dataclasses.fields(CropsConfig)} <= arguments
+    for config, crops in ((CropsConfig, MultiCrop), (OneCropConfig, OneCrop)):
+        arguments = set(inspect.signature(crops).parameters)
+        assert {field.name for field in dataclasses.fields(config)} == arguments
