@@ -19,6 +19,9 @@ _FIRST = (
     ("macro-AUROC", "macro", "auroc"),
     ("macro-AUPRC", "macro", "auprc"),
     ("mean Dice", "macro", "dice"),
+    ("clinical F1", "macro", "clinical_f1"),
+    *(("ROUGE-L", part, "rouge_l") for part in ("findings", "impression", "report")),
+    *(("BLEU-4", part, "bleu_4") for part in ("findings", "impression", "report")),
     ("sex AUROC", "sex", "auroc"),
     ("age R²", "age_years", "r2"),
     ("weight R²", "weight_kg", "r2"),
@@ -26,10 +29,11 @@ _FIRST = (
 )
 _CSV = (
     "encoder", "task", "target", "metric", "probe", "trained_on", "grouped_by", "subgroup",
-    "reference", "of_metric", "value", "unit", "ci_low", "ci_high", "p_value", "p_holm", "test",
+    "reference", "reference_probe", "of_metric", "value", "unit", "ci_low", "ci_high", "p_value", "p_holm", "test",
     "best", "like_best", "probability_best", "probe_seeds", "n", "n_patients", "n_positive",
     "prevalence", "split", "seed", "features", "reason",
 )  # fmt: skip
+_OF_A_PART = {"subgroup", "trained_on", "reference_probe"}
 _LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -48,7 +52,7 @@ class _Results:
     """Lines of `results.jsonl`, found by what they are of."""
 
     def __init__(self, lines: Sequence[Line]) -> None:
-        whole = [line for line in lines if not ({"subgroup", "trained_on"} & line.keys())]
+        whole = [line for line in lines if not (_OF_A_PART & line.keys())]
         self._by_key = {
             (x["encoder"], x.get("reference"), x["target"], x["metric"], x["probe"]): x
             for x in whole

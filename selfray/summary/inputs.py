@@ -146,17 +146,19 @@ class Evaluation:
         info: `evaluation.json`, empty where it cannot be read.
         results: Lines of `results.jsonl` that are no comparison.
         differences: Lines that compare an encoder with a `reference`.
+        reports: Lines of either kind that are of generated reports; in neither of the others.
     """
 
     path: Path
     info: dict[str, Any]
     results: list[dict[str, Any]]
     differences: list[dict[str, Any]]
+    reports: list[dict[str, Any]]
 
     @property
     def encoders(self) -> list[str]:
         """Names, in the order of the command."""
-        return list(dict.fromkeys(line["encoder"] for line in self.results))
+        return list(dict.fromkeys(line["encoder"] for line in (*self.results, *self.reports)))
 
     @property
     def findings(self) -> list[str]:
@@ -329,17 +331,19 @@ def read_evaluation(path: Path) -> Evaluation:
 
     Every line has the fields of `_NUMBERS`, each a finite number or None, and a `probe`.
     """
-    results, differences = [], []
+    results, differences, reports = [], [], []
     for line in _records(path / "results.jsonl"):
         if not all(isinstance(line.get(name), str) for name in ("encoder", "target", "metric")):
             continue
         line |= {name: number(line.get(name)) for name in _NUMBERS}
         line["probe"] = line["probe"] if isinstance(line.get("probe"), str) else "linear"
-        if isinstance(line.get("reference"), str):
+        if line.get("task") == "reports":
+            reports.append(line)
+        elif isinstance(line.get("reference"), str):
             differences.append(line)
         else:
             results.append(line)
-    return Evaluation(path, _read_object(path / "evaluation.json"), results, differences)
+    return Evaluation(path, _read_object(path / "evaluation.json"), results, differences, reports)
 
 
 def _key(line: dict[str, Any]) -> _Key:

@@ -25,6 +25,7 @@ from selfray.summary.pictures_section import pictures_section
 from selfray.summary.protocols_section import protocols_section
 from selfray.summary.ranks_section import ranks_section
 from selfray.summary.records_section import records_section
+from selfray.summary.reports_section import reports_section
 from selfray.summary.results_section import results_section
 from selfray.summary.segmentation_section import segmentation_section
 from selfray.summary.sites_section import sites_section
@@ -45,6 +46,7 @@ _OF_RESULTS = (
     subgroups_section,
     sites_section,
     segmentation_section,
+    reports_section,
 )
 
 

@@ -162,6 +162,11 @@ img { display: block; width: 100%; height: auto; background: #000; }
   display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr));
   gap: 1.4rem 1.75rem; margin-top: 1rem;
 }
+.reports { display: grid; gap: 1.4rem; margin-top: 1rem; }
+.report { display: grid; grid-template-columns: minmax(7rem, 14rem) 1fr; gap: 1rem; }
+.report p { margin: 0 0 0.6rem; font-size: 0.9rem; }
+.report .prompt { color: var(--muted); white-space: pre-line; }
+mark { background: var(--mark); color: inherit; }
 .triple { display: grid; grid-template-columns: repeat(3, 1fr); gap: 3px; }
 .example figcaption { margin: 0.35rem 0 0; color: var(--ink); font-size: 0.82rem; }
 .heads {

@@ -1,0 +1,162 @@
+"""Reports: how far they agree with the radiologists', by writer, and how they read."""
+
+from __future__ import annotations
+
+from selfray.evaluate.report_writing import LANGUAGE_MODEL, WRITERS
+from selfray.summary.charts import Bar, interval_chart
+from selfray.summary.inputs import Evaluation
+from selfray.summary.judged_cells import best_legend, judged_cell
+from selfray.summary.markup import escaped, figure, listed
+from selfray.summary.number_cells import Line, fixed, head, series_mark, table
+from selfray.summary.report_pictures import report_pictures
+from selfray.summary.verdict import readable_names
+
+_METRICS = {
+    ("macro", "clinical_f1"): "Clinical F1, macro",
+    ("micro", "clinical_f1"): "Clinical F1, micro",
+    ("macro", "clinical_precision"): "Precision, macro",
+    ("macro", "clinical_recall"): "Recall, macro",
+    ("", "radgraph_rg_er"): "RadGraph RG_ER",
+    ("", "rouge_l"): "ROUGE-L",
+    ("", "bleu_1"): "BLEU-1",
+    ("", "bleu_2"): "BLEU-2",
+    ("", "bleu_3"): "BLEU-3",
+    ("", "bleu_4"): "BLEU-4",
+    ("", "meteor_exact_stem"): "METEOR (exact, stem)",
+}
+"""Target (the part that is written where empty) and metric, and the column's title."""
+_FIRST = ("macro", "clinical_f1")
+_NOT_FINDINGS = {"macro", "micro", "macro-5", "micro-5"}
+
+_Row = tuple[str, str]
+"""Encoder and writer."""
+
+
+def reports_section(evaluation: Evaluation, note: str) -> str:
+    """What report generation adds to the results of one evaluation.
+
+    Args:
+        evaluation: Read by `read_evaluation`.
+        note: What each caption begins with.
+
+    Returns:
+        HTML, empty when no reports were written.
+    """
+    lines = [line for line in evaluation.reports if "reference" not in line]
+    if not lines:
+        return ""
+    names = readable_names(evaluation.encoders)
+    written = next(x["target"] for x in lines if x["metric"] == "rouge_l")
+    return (
+        "<h3>Reports</h3>"
+        + _table(lines, names, written, evaluation, note)
+        + _chart(lines, names, note)
+        + _findings(lines, names, note)
+        + report_pictures(evaluation, names, note)
+    )
+
+
+def _table(
+    lines: list[Line], names: dict[str, str], written: str, evaluation: Evaluation, note: str
+) -> str:
+    cells = {(x["encoder"], x["probe"], x["target"], x["metric"]): x for x in lines}
+    rows: list[_Row] = list(dict.fromkeys((x["encoder"], x["probe"]) for x in lines))
+    rows.sort(key=lambda row: (list(names).index(row[0]), list(WRITERS).index(row[1])))
+    columns = [
+        (target or written, metric, title)
+        for (target, metric), title in _METRICS.items()
+        if any(x["metric"] == metric and x["value"] is not None for x in lines)
+    ]
+    heads = head("Encoder", "name") + head("Writer", "name")
+    heads += "".join(head(escaped(title)) for *_, title in columns)
+    body = [
+        f'<tr><th scope="row">{series_mark(list(names).index(encoder))} '
+        f"{escaped(names[encoder])}</th><td>{escaped(_spoken(writer))}</td>"
+        + "".join(judged_cell(cells.get((encoder, writer, t, m))) for t, m, _ in columns)
+        + "</tr>"
+        for encoder, writer in rows
+    ]
+    missing = {
+        str(x["reason"]) for x in lines if x["value"] is None and "give --" in str(x["reason"])
+    }
+    n, patients = lines[0]["n"], lines[0]["n_patients"]
+    caption = (
+        f"{note}<b>The {escaped(written)} of {n:,} test studies ({patients:,} patients), written "
+        "and true.</b> 95 % intervals by resampling patients; of all, higher is better, at most 1. "
+        + " ".join(f"<i>{escaped(_spoken(w))}</i>: {escaped(said)}." for w, said in WRITERS.items())
+        + " Bold and daggers compare encoders within a writer."
+        + best_legend(lines, "writer, of a column")
+        + "".join(f" {escaped(reason[:1].upper() + reason[1:])}." for reason in sorted(missing))
+    )
+    variants = evaluation.info.get("metric_variants")
+    shown = figure(table(heads, body, told="Reports, encoders by writers"), caption)
+    if isinstance(variants, dict):
+        told = "".join(f"<dt>{escaped(k)}</dt><dd>{escaped(v)}</dd>" for k, v in variants.items())
+        shown += (
+            "<details><summary>Which variant of each metric</summary>"
+            f'<dl class="facts">{told}</dl></details>'
+        )
+    return shown
+
+
+def _chart(lines: list[Line], names: dict[str, str], note: str) -> str:
+    """The main number, writers of an encoder one below the other."""
+    target, metric = _FIRST
+    chosen = [
+        x
+        for x in lines
+        if (x["target"], x["metric"]) == (target, metric) and x["value"] is not None
+    ]
+    if not chosen:
+        return ""
+    chosen.sort(key=lambda x: (list(WRITERS).index(x["probe"]), list(names).index(x["encoder"])))
+    bars = [
+        Bar(
+            label=f"{_spoken(x['probe'])}: {names[x['encoder']]}",
+            series=list(names).index(x["encoder"]),
+            value=x["value"],
+            low=x["ci_low"],
+            high=x["ci_high"],
+            text=fixed(x["value"]),
+            told=fixed(x["value"]),
+        )
+        for x in chosen
+    ]
+    caption = (
+        f"{note}<b>Do the reports state the findings that are there?</b> F1 of findings, mean over "
+        "findings. What the language model gains over another patient's image comes from the image."
+    )
+    chart = interval_chart(
+        bars, title="Clinical F1 by writer", axis="macro F1", zero=None, zero_label=""
+    )
+    return figure(chart, caption)
+
+
+def _findings(lines: list[Line], names: dict[str, str], note: str) -> str:
+    """F1 of each finding by the language model."""
+    f1 = [
+        x
+        for x in lines
+        if x["metric"] == "clinical_f1"
+        and x["probe"] == LANGUAGE_MODEL
+        and x["target"] not in _NOT_FINDINGS
+    ]
+    if not f1:
+        return ""
+    cells = {(x["target"], x["encoder"]): x for x in f1}
+    heads = head("Finding", "name") + "".join(
+        head(f"{series_mark(k)} {escaped(name)}") for k, name in enumerate(names.values())
+    )
+    rows = [
+        f'<tr><th scope="row">{escaped(listed([finding]))}</th>'
+        + "".join(judged_cell(cells.get((finding, encoder))) for encoder in names)
+        + "</tr>"
+        for finding in dict.fromkeys(x["target"] for x in f1)
+    ]
+    caption = f"{note}<b>F1 of each finding in the language model's reports.</b>"
+    shown = figure(table(heads, rows, told="Clinical F1 by finding"), caption)
+    return f"<details><summary>By finding</summary>{shown}</details>"
+
+
+def _spoken(writer: str) -> str:
+    return writer.replace("-", " ").replace("patients image", "patient's image")
