@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 import torch
 from report_model_data import TEXTS, decoder, model_directory, opened, pairs, report_model, uncut
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from selfray.errors import InputError, RunStopped
 from selfray.evals.report_generation import generate_reports
 from selfray.evals.report_model import (
     EncodedExamples,
+    Projector,
     ReportExamples,
     ReportModel,
     encode_examples,
 )
 from selfray.evals.report_model_directory import open_report_model, save_report_model
 from selfray.evals.report_training import TrainingStage, length_buckets, train_report_model
+from selfray.report_config import report_recipe
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "opt")
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": ("all-linear",)}
@@ -403,3 +406,30 @@ def test_bfloat16_learns_as_float32_does(tmp_path: Path) -> None:
         losses.append(done.checks[-1]["validation_loss"])
     # bfloat16 rounds at 2^-8: a loss of a few nats within some percent after some steps.
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_the_vicuna_recipe_runs_forward_and_back_on_its_own_sizes_without_memory() -> None:
+    """Layout, loss and gradients of a Llama of Vicuna-7B's sizes, on the meta device."""
+    config = report_recipe("vicuna-7b")
+    language = decoder()
+    with torch.device("meta"):
+        network = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=32_000, hidden_size=4096, intermediate_size=11_008,
+                num_hidden_layers=32, num_attention_heads=32, max_position_embeddings=4096,
+            )
+        )  # fmt: skip
+        projector = Projector(768, 4096, config.projector_layers)
+        seen = torch.ones(2, dtype=torch.bool)
+        visual = projector(torch.empty(2, 37 * 37, 768), seen)
+        text = network.get_input_embeddings()(torch.zeros(2, 20, dtype=torch.long))
+        logits = network(
+            inputs_embeds=torch.cat([visual, text], 1), logits_to_keep=torch.arange(1369, 1389)
+        ).logits
+        logits.sum().backward()
+    assert logits.shape == (2, 20, 32_000)
+    assert all(p.grad is not None for p in network.parameters() if p.ndim == 2 and p is not
+               network.get_input_embeddings().weight)  # fmt: skip
+    assert projector.layers[0].weight.grad.shape == (4096, 768)
+    language.template = config.prompt_template
+    assert "ASSISTANT:" in language.tokenizer.decode(language.after_image("Describe."))
