@@ -76,6 +76,9 @@ class ReportConfig:
     visual_tokens: int = _setting(
         0, "side of the grid that patch tokens are averaged to; 0: every patch"
     )
+    word_steps: int = _setting(
+        0, "steps for which the projector first learns which words a report has"
+    )
     projector_layers: int = _setting(2, "linear layers of the projector")  # [llava]
     batch_size: int = _setting(16, "examples a step")
     micro_batch: int = _setting(16, "examples that are computed at a time, to save memory")
@@ -90,6 +93,9 @@ class ReportConfig:
     beams: int = _setting(1, "beams of the search; 1: greedy")
     guidance: float = _setting(
         0.0, "how much words count for being likelier with the image than without; 0: not at all"
+    )
+    candidates: int = _setting(
+        1, "reports drawn at random, of which the image's likeliest against none is taken; 1: none"
     )
     precision: Literal["auto", "float32", "bfloat16"] = _setting(
         "auto", "of matrix products; auto takes bfloat16 where the hardware has it"

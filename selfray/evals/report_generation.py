@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from selfray.evals.report_model import ReportModel
+from selfray.evals.stepwise import Purpose, generator_at
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+_NUCLEUS = 0.95  # share of the likeliest words from which is drawn
 
 # Words less likely, with the image, than this share of the likeliest are never favoured: guidance
 # would else pick words that fit nowhere. Leng et al. take 0.1.
@@ -27,6 +34,7 @@ def generate_reports(
     beams: int,
     guidance: float,
     bfloat16: bool,
+    candidates: int = 1,
 ) -> Iterator[tuple[np.ndarray, list[str]]]:
     """Write a report for each image, batch by batch, so that the caller can keep what is done.
 
@@ -44,11 +52,14 @@ def generate_reports(
         guidance: How much words count for being likelier with the image than without one, >= 0;
             above 0 the model must have been trained with image dropout.
         bfloat16: Whether matrix products are computed in bfloat16.
+        candidates: Above 1, so many reports are drawn at random, the same ones in every run, and
+            the one is taken that the image makes likeliest against no image (Li et al., A
+            diversity-promoting objective function, NAACL 2016); needs image dropout, as guidance.
 
     Yields:
         Which of the n, int [b], and their texts.
     """
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import GenerationConfig
 
     model.eval()
     language = model.language
@@ -62,23 +73,97 @@ def generate_reports(
     ids = [language.after_image(prompt) for prompt in prompts]
     for batch in _equal_lengths([len(prompt) for prompt in ids], batch_size):
         texts = [ids[i] for i in batch]
-        seen = torch.ones(len(batch), dtype=torch.bool, device=model.device)
-        rules = LogitsProcessorList([_Guided(guidance)] if guidance else [])
+        images = tokens[rows[batch]]
         with torch.inference_mode(), torch.autocast(
             model.device.type, torch.bfloat16, enabled=bfloat16
         ):  # fmt: skip
-            embedded = model.embeddings(tokens[rows[batch]], texts, seen)
-            if guidance:
-                unseen = model.embeddings(tokens[rows[batch]], texts, ~seen)
-                embedded = torch.cat([embedded, unseen])
-            mask = torch.ones(embedded.shape[:2], dtype=torch.long, device=embedded.device)
-            written = model.network.generate(
-                inputs_embeds=embedded,
-                attention_mask=mask,
-                generation_config=settings,
-                logits_processor=rules,
-            )
-        yield batch, [language.text(report) for report in written[: len(batch)].tolist()]
+            if candidates > 1:
+                found = _most_informative(model, images, texts, settings, batch, candidates)
+            else:
+                found = _likeliest(model, images, texts, settings, guidance)
+        yield batch, [language.text(report) for report in found]
+
+
+def _likeliest(
+    model: ReportModel,
+    images: np.ndarray,
+    texts: list[list[int]],
+    settings: GenerationConfig,
+    guidance: float,
+) -> list[list[int]]:
+    seen = torch.ones(len(texts), dtype=torch.bool, device=model.device)
+    embedded = model.embeddings(images, texts, seen)
+    if not guidance:
+        return _generated(model, embedded, settings, [])
+    embedded = torch.cat([embedded, model.embeddings(images, texts, ~seen)])
+    return _generated(model, embedded, settings, [_Guided(guidance)])[: len(texts)]
+
+
+def _most_informative(
+    model: ReportModel,
+    images: np.ndarray,
+    texts: list[list[int]],
+    settings: GenerationConfig,
+    places: np.ndarray,
+    candidates: int,
+) -> list[list[int]]:
+    """Of reports drawn at random, those of the highest log p(report | image) - log p(report)."""
+    seen = torch.ones(len(texts), dtype=torch.bool, device=model.device)
+    embedded = model.embeddings(images, texts, seen)
+    best, scores = [[] for _ in texts], torch.full((len(texts),), -math.inf)
+    for candidate in range(candidates):
+        reports = [
+            model.language.ended(report)
+            for report in _generated(model, embedded, settings, [_Drawn(places, candidate)])
+        ]
+        unseen = model.losses(images, texts, reports, ~seen)
+        score = (unseen - model.losses(images, texts, reports, seen)).cpu()
+        for row in torch.nonzero(score > scores)[:, 0].tolist():
+            best[row], scores[row] = reports[row], score[row]
+    return best
+
+
+def _generated(
+    model: ReportModel, embedded: Tensor, settings: GenerationConfig, rules: list[Any]
+) -> list[list[int]]:
+    mask = torch.ones(embedded.shape[:2], dtype=torch.long, device=embedded.device)
+    return model.network.generate(
+        inputs_embeds=embedded,
+        attention_mask=mask,
+        generation_config=settings,
+        logits_processor=rules,
+    ).tolist()
+
+
+class _Drawn:
+    """Makes the likeliest word a random one, drawn from the scores: the Gumbel-max trick.
+
+    Args:
+        places: Of each report among all, int [B]: what is drawn for it depends on nothing else.
+        candidate: Which draw.
+
+    Reference:
+        Nucleus: Holtzman et al., The curious case of neural text degeneration, ICLR 2020.
+    """
+
+    def __init__(self, places: np.ndarray, candidate: int) -> None:
+        self._places, self._candidate, self._step = places, candidate, 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores [B, vocabulary] with noise, and none outside the nucleus."""
+        shares, order = scores.float().softmax(dim=-1).sort(dim=-1, descending=True)
+        outside = shares.cumsum(dim=-1) - shares > _NUCLEUS
+        noise = np.stack(
+            [
+                generator_at(self._candidate, Purpose.AUGMENTATION, self._step, int(place)).gumbel(
+                    size=scores.shape[-1]
+                )
+                for place in self._places
+            ]
+        )
+        self._step += 1
+        noisy = scores.float().log_softmax(dim=-1) + torch.from_numpy(noise).to(scores)
+        return noisy.masked_fill(outside.gather(-1, order.argsort(dim=-1)), -math.inf)
 
 
 class _Guided:

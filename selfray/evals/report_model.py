@@ -238,8 +238,6 @@ class ReportModel(nn.Module):
     ) -> tuple[Tensor, int]:
         """Cross-entropy of the targets' tokens, summed.
 
-        Logits are computed only where some target of the batch has a token.
-
         Args:
             examples: All examples.
             chosen: Which of them, int [B].
@@ -248,13 +246,31 @@ class ReportModel(nn.Module):
         Returns:
             The sum, scalar float32, and how many tokens it is over.
         """
-        prompts = [examples.prompts[i] for i in chosen]
         targets = [examples.targets[i] for i in chosen]
+        seen = (torch.rand(len(chosen)) >= image_dropout).to(self.device)
         tokens = examples.tokens[examples.rows[chosen]]
+        losses = self.losses(tokens, [examples.prompts[i] for i in chosen], targets, seen)
+        return losses.sum(), sum(len(target) for target in targets)
+
+    def losses(
+        self, tokens: np.ndarray, prompts: list[list[int]], targets: list[list[int]], seen: Tensor
+    ) -> Tensor:
+        """Cross-entropy of each target, summed over its tokens.
+
+        Logits are computed only where some target of the batch has a token.
+
+        Args:
+            tokens: [B, h, w, D].
+            prompts: B lists of token ids.
+            targets: B lists of token ids, none empty.
+            seen: bool [B], whether the image is shown.
+
+        Returns:
+            float32 [B], nats.
+        """
         # The last token is only predicted, never read.
         texts = [prompt + target[:-1] for prompt, target in zip(prompts, targets, strict=True)]
-        seen = torch.rand(len(chosen)) >= image_dropout
-        embedded = self.embeddings(tokens, texts, seen.to(self.device))
+        embedded = self.embeddings(tokens, texts, seen)
         start = embedded.shape[1] - max(len(ids) for ids in texts)
         first = start + min(len(prompt) for prompt in prompts) - 1
         places = torch.arange(first, embedded.shape[1], device=self.device)
@@ -263,11 +279,11 @@ class ReportModel(nn.Module):
         for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
             begin = start + len(prompt) - 1 - first
             labels[row, begin : begin + len(target)] = torch.tensor(target)
-        wanted = (labels >= 0).to(self.device)
-        loss = F.cross_entropy(
-            logits[wanted].float(), labels.to(self.device)[wanted], reduction="sum"
-        )
-        return loss, sum(len(target) for target in targets)
+        labels = labels.to(self.device)
+        wanted = labels >= 0
+        each = F.cross_entropy(logits[wanted].float(), labels[wanted], reduction="none")
+        rows = wanted.nonzero()[:, 0]
+        return torch.zeros(len(tokens), device=self.device).index_add(0, rows, each)
 
 
 def encode_examples(

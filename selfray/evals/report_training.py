@@ -29,6 +29,7 @@ from selfray.checkpoint import (
 from selfray.data.dataset import write_atomically
 from selfray.errors import InputError, RunStopped
 from selfray.evals.report_model import EncodedExamples, ReportModel
+from selfray.evals.report_words import learn_words
 from selfray.evals.stepwise import Purpose, cosine_factor, generator_at
 from selfray.progress import progress_bar
 
@@ -50,6 +51,7 @@ class TrainingStage:
         warmup: Share of the steps for linear warm-up.
         weight_decay: Of matrices.
         lora: Rank, alpha, dropout and targets of the adapters, by peft's names; empty without.
+        projector: Whether the projector is trained, too.
     """
 
     trained: Literal["none", "lora", "full"]
@@ -58,6 +60,7 @@ class TrainingStage:
     warmup: float = 0.03
     weight_decay: float = 0.0
     lora: dict[str, Any] | None = None
+    projector: bool = True
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def train_report_model(
     activation_checkpointing: bool,
     seed: int,
     out: Path,
+    word_steps: int = 0,
 ) -> TrainedReportModel:
     """Train; the model ends with the weights of the lowest validation loss in the last stage.
 
@@ -133,6 +137,8 @@ def train_report_model(
             save memory.
         seed: Of order and dropout.
         out: Directory for checkpoints; the same call goes on from the newest one.
+        word_steps: Steps for which the projector learns which words a report has, before anything
+            else (`learn_words`).
 
     Raises:
         InputError: `out` belongs to a training with other settings, or the disk is full.
@@ -147,6 +153,8 @@ def train_report_model(
     if activation_checkpointing:
         model.network.gradient_checkpointing_enable({"use_reentrant": False})
     model.scale_by(train.tokens, train.rows)
+    if word_steps:  # also when resuming: a projector that stays is in no checkpoint
+        learn_words(model, train, validate, word_steps, seed)
     computing = _Computing(model, train, micro_batch, image_dropout, bfloat16)
     ends = np.cumsum([stage.steps for stage in stages]).tolist()
     record = _Record(out, _described(train, validate, stages, batch_size, image_dropout, seed))
@@ -262,6 +270,7 @@ class _StageState:
     def __init__(self, model: ReportModel, stage: TrainingStage, which: int, seed: int) -> None:
         self.stage, self.which = stage, which
         model.network.requires_grad_(stage.trained == "full")
+        model.projector.layers.requires_grad_(stage.projector)
         model.fully_trained |= stage.trained == "full"
         if stage.trained == "lora":
             model.add_lora(seed=seed, **(stage.lora or {}))
@@ -290,7 +299,9 @@ class _StageState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights by `weights.NAME`, the optimizer's by `optimizer.KEY.NAME`."""
-        kept = {f"weights.{name}": weight for name, weight in self.weights.items()}
+        kept: dict[str, Tensor] = {
+            f"weights.{name}": weight for name, weight in self.weights.items()
+        }
         for name, weight in self.weights.items():
             for key, value in self.optimizer.state[weight].items():
                 kept[f"optimizer.{key}.{name}"] = value

@@ -35,7 +35,7 @@ from selfray.evals.text_metrics import (
     text_tests,
 )
 from selfray.evaluate.measure import in_favour, interval_of, mark_best
-from selfray.evaluate.report_writing import LANGUAGE_MODEL, NEAREST
+from selfray.evaluate.report_writing import LANGUAGE_MODEL, MOST_FREQUENT, NEAREST
 from selfray.evaluate.score import Line, add_holm
 
 TASK = "reports"
@@ -149,7 +149,7 @@ def score_reports(
 def _rank(lines: list[Line], measured: Mapping[tuple[str, str], Mapping[_Key, Estimate]]) -> None:
     groups: dict[tuple[str, str, str], list[Line]] = {}
     for line in lines:
-        if line["value"] is not None:
+        if line["value"] is not None and line["probe"] != MOST_FREQUENT:  # of all encoders alike
             groups.setdefault((line["probe"], line["target"], line["metric"]), []).append(line)
     for (writer, target, metric), members in groups.items():
         found = [measured[line["encoder"], writer][target, metric] for line in members]

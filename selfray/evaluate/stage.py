@@ -207,21 +207,31 @@ def evaluate(
     segmented = {} if segmenting is None else _segment(choice, benchmark, segmenting, out)
     reported = {} if choice.report is None else _report(choice, choice.report, benchmark, out)
     leaks = _leaks(benchmark, judged, features, listed)
-    info = benchmark.data.info
-    described = {
-        "command": choice.command(data, out),
-        "data": str(data),
-        "dataset": {
-            name: info[name] for name in ("name", "origin", "fingerprint", "synthetic", "counts")
-        },
-        "tasks": _tasks_of(benchmark, segmenting) + ([REPORTS] if choice.report else []),
-        "report": choice.report.description() if choice.report else None,
-        "preset": preset,
+    described = _what_was_asked(choice, benchmark, out, segments=segmenting is not None) | {
         "training_lists": {name: len(lines) for name, lines in listed.items()},
         "leaks": leaks,
     }
     _write(out, judged, segmented, reported, benchmark.held_out, described, baseline, seed)
     return out
+
+
+def _what_was_asked(
+    choice: _Choice, benchmark: Benchmark, out: Path, *, segments: bool
+) -> dict[str, Any]:
+    """For `evaluation.json`."""
+    info, data = benchmark.data.info, benchmark.data.directory
+    tasks = list(dict.fromkeys(target.task for target in benchmark.held_out.targets))
+    tasks += [SEGMENTATION] * segments + [REPORTS] * (choice.report is not None)
+    return {
+        "command": choice.command(data, out),
+        "data": str(data),
+        "dataset": {
+            name: info[name] for name in ("name", "origin", "fingerprint", "synthetic", "counts")
+        },
+        "tasks": tasks,
+        "report": choice.report.description() if choice.report else None,
+        "preset": choice.preset,
+    }
 
 
 def _judge(
@@ -336,11 +346,6 @@ def _open(data: Path, choice: _Choice) -> tuple[Benchmark, tuple[str, ...] | Non
     labels = tuple(label for of in applied.label_maps.values() for label in of) or None
     columns = (*findings, *choice.columns)
     return open_benchmark(data, (), columns, required=labels is None), labels
-
-
-def _tasks_of(benchmark: Benchmark, segmenting: tuple[str, ...] | None) -> list[str]:
-    tasks = list(dict.fromkeys(target.task for target in benchmark.held_out.targets))
-    return tasks + ([SEGMENTATION] if segmenting is not None else [])
 
 
 def _training_lists(choice: _Choice, benchmark: Benchmark) -> dict[str, frozenset[str]]:

@@ -29,9 +29,9 @@ _FIRST = (
 )
 _CSV = (
     "encoder", "task", "target", "metric", "probe", "trained_on", "grouped_by", "subgroup",
-    "reference", "reference_probe", "of_metric", "value", "unit", "ci_low", "ci_high", "p_value", "p_holm", "test",
-    "best", "like_best", "probability_best", "probe_seeds", "n", "n_patients", "n_positive",
-    "prevalence", "split", "seed", "features", "reason",
+    "reference", "reference_probe", "of_metric", "value", "unit", "ci_low", "ci_high", "p_value",
+    "p_holm", "test", "best", "like_best", "probability_best", "probe_seeds", "n", "n_patients",
+    "n_positive", "prevalence", "split", "seed", "features", "reason",
 )  # fmt: skip
 _OF_A_PART = {"subgroup", "trained_on", "reference_probe"}
 _LATEX = str.maketrans(

@@ -82,6 +82,10 @@ class LanguageModel:
             "input_ids"
         ]
 
+    def ended(self, ids: list[int]) -> list[int]:
+        """Tokens up to and with the end token, without what fills up after it."""
+        return ids[: ids.index(self.end_id) + 1] if self.end_id in ids else ids
+
     def text(self, ids: list[int]) -> str:
         """The text of tokens up to the end token."""
         ids = ids[: ids.index(self.end_id)] if self.end_id in ids else ids
@@ -150,7 +154,7 @@ def _read_tokenizer(directory: Path) -> Any:
         ) from cause
 
 
-def _require_same_vocabulary(tokenizer: Any, network: PreTrainedModel, directory: Path) -> None:
+def _require_same_vocabulary(tokenizer: Any, network: Any, directory: Path) -> None:
     rows, known = network.get_input_embeddings().weight.shape[0], len(tokenizer)
     if known > rows or known < _LEAST_SHARE * rows:
         raise InputError(

@@ -6,7 +6,7 @@ from selfray.evaluate.report_writing import LANGUAGE_MODEL, WRITERS
 from selfray.summary.charts import Bar, interval_chart
 from selfray.summary.inputs import Evaluation
 from selfray.summary.judged_cells import best_legend, judged_cell
-from selfray.summary.markup import escaped, figure, listed
+from selfray.summary.markup import escaped, figure, listed, shortened
 from selfray.summary.number_cells import Line, fixed, head, series_mark, table
 from selfray.summary.report_pictures import report_pictures
 from selfray.summary.verdict import readable_names
@@ -76,9 +76,8 @@ def _table(
         + "</tr>"
         for encoder, writer in rows
     ]
-    missing = {
-        str(x["reason"]) for x in lines if x["value"] is None and "give --" in str(x["reason"])
-    }
+    shown_metrics = {metric for _, metric, _ in columns}
+    missing = {str(x.get("reason")) for x in lines if x["metric"] not in shown_metrics}
     n, patients = lines[0]["n"], lines[0]["n_patients"]
     caption = (
         f"{note}<b>The {escaped(written)} of {n:,} test studies ({patients:,} patients), written "
@@ -112,7 +111,7 @@ def _chart(lines: list[Line], names: dict[str, str], note: str) -> str:
     chosen.sort(key=lambda x: (list(WRITERS).index(x["probe"]), list(names).index(x["encoder"])))
     bars = [
         Bar(
-            label=f"{_spoken(x['probe'])}: {names[x['encoder']]}",
+            label=shortened(f"{_spoken(x['probe'])}: {names[x['encoder']]}", 48),
             series=list(names).index(x["encoder"]),
             value=x["value"],
             low=x["ci_low"],

@@ -6,6 +6,7 @@ CSS = """
   --paper: #fdfcfa; --ink: #1c1b19; --muted: #625f59; --rule: #dcd8d0; --wash: #f4f1eb;
   --link: #005a94; --warn: #7a4b00; --warn-wash: #fdf1d8;
   --leak: #a3001b; --leak-wash: #fdeaea;
+  --mark: #ffe3a3;
   --series-0: #0072b2; --series-1: #d55e00; --series-2: #009e73; --series-3: #b6569a;
   --series-4: #8a6d00; --series-5: #2f8fc4; --series-6: #6b6b6b; --series-7: #3b2f8f;
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
@@ -17,6 +18,7 @@ CSS = """
     --paper: #16171a; --ink: #e9e6e0; --muted: #a5a199; --rule: #393a3e; --wash: #202226;
     --link: #7cc0f0; --warn: #f5cf87; --warn-wash: #33290f;
     --leak: #ff9d9d; --leak-wash: #3d1216;
+    --mark: #5a4613;
     --series-0: #58b2ec; --series-1: #ff8a47; --series-2: #2fc99a; --series-3: #e59acb;
     --series-4: #e0bd3c; --series-5: #9ad4f5; --series-6: #b3b3b3; --series-7: #a79cf0;
   }

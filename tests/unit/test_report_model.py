@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from report_model_data import TEXTS, decoder, model_directory, opened, pairs, report_model, uncut
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from selfray.errors import InputError, RunStopped
-from selfray.evals.report_generation import generate_reports
+from selfray.evals.report_generation import _Drawn, generate_reports
 from selfray.evals.report_model import (
     EncodedExamples,
     Projector,
@@ -24,6 +24,7 @@ from selfray.evals.report_model import (
 )
 from selfray.evals.report_model_directory import open_report_model, save_report_model
 from selfray.evals.report_training import TrainingStage, length_buckets, train_report_model
+from selfray.evals.report_words import learn_words
 from selfray.report_config import report_recipe
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "opt")
@@ -292,6 +293,79 @@ def test_guidance_is_the_stated_formula(learned: Any) -> None:
     one = ReportExamples(examples.tokens, np.array([3]), [examples.prompts[0]], [""])
     found = written(model, one, guidance=4.0, max_new_tokens=1)
     assert found == [model.language.text([int(scores.argmax())])]
+
+
+def test_a_drawn_report_depends_neither_on_its_batch_nor_on_the_run(learned: Any) -> None:
+    model, examples = learned
+    single = written(model, examples, batch_size=1, candidates=3)
+    assert single == written(model, examples, batch_size=8, candidates=3)
+
+
+def test_words_are_drawn_as_often_as_they_are_likely() -> None:
+    """Within the nucleus: of 0.6, 0.3, 0.06 and 0.04 the first three, since 0.9 is below 0.95."""
+    shares = np.array([0.06, 0.6, 0.04, 0.3])
+    draws = 4000
+    scores = torch.from_numpy(np.log(shares)).float().expand(draws, 4)
+    drawn = _Drawn(np.arange(draws), 0)(torch.zeros(draws, 0), scores).argmax(dim=1)
+    expected = np.array([0.06, 0.6, 0.0, 0.3]) / 0.96
+    found = np.bincount(drawn.numpy(), minlength=4) / draws
+    # Four standard deviations of a share of 4,000 draws, at most 0.0316.
+    assert np.abs(found - expected).max() < 4 * (0.25 / draws) ** 0.5
+    assert found[2] == 0
+
+
+def test_the_candidate_that_the_image_tells_most_about_is_taken(learned: Any) -> None:
+    model, examples = learned
+    one = ReportExamples(examples.tokens, examples.rows[:1], [""], [TEXTS[0]])
+    ids = [model.language.after_image("")]
+    seen = torch.ones(1, dtype=torch.bool)
+    embedded = model.embeddings(one.tokens[:1], ids, seen)
+    settings = GenerationConfig(
+        max_new_tokens=60, do_sample=False, eos_token_id=model.language.end_id,
+        pad_token_id=model.language.pad_id,
+    )  # fmt: skip
+    gains = {}
+    for candidate in range(4):
+        with torch.no_grad():
+            report = model.network.generate(
+                inputs_embeds=embedded, generation_config=settings,
+                attention_mask=torch.ones(embedded.shape[:2]),
+                logits_processor=[_Drawn(np.array([0]), candidate)],
+            )[0].tolist()  # fmt: skip
+            end = report.index(model.language.end_id) + 1
+            logits = [
+                model.network(
+                    inputs_embeds=model.embeddings(one.tokens[:1], [ids[0] + report[:end]], shown)
+                ).logits[0].double().log_softmax(dim=-1)
+                for shown in (seen, ~seen)
+            ]  # fmt: skip
+        places = range(len(logits[0]) - end - 1, len(logits[0]) - 1)
+        said = [sum(float(of[p, t]) for p, t in zip(places, report[:end], strict=True))
+                for of in logits]  # fmt: skip
+        gains[model.language.text(report)] = said[0] - said[1]
+    assert written(model, one, candidates=4) == [max(gains, key=lambda text: gains[text])]
+
+
+def test_the_projector_learns_words_and_then_may_stay(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 8, size=200)
+    tokens = np.eye(8)[truth][:, None, None] + 0.1 * rng.normal(size=(200, 2, 2, 8))
+    examples = ReportExamples(
+        tokens.astype(np.float16), np.arange(200), [""] * 200, [TEXTS[i] for i in truth]
+    )
+    model = report_model(decoder(), examples)
+    data = encoded(model, examples)
+    model.scale_by(data.tokens, data.rows)
+    gain = learn_words(model, data, data, 300, 0)
+    # Eight equally frequent reports: knowing which saves ln 8 of the entropy of the report, and at
+    # least that of its words' taken one by one, whose entropies add up to more.
+    assert gain > np.log(8)
+    kept = copy.deepcopy(model.projector.layers.state_dict())
+    again = report_model(decoder(), examples)
+    stages = [TrainingStage("full", 2, 1e-3, projector=False)]
+    trained(again, data, stages, tmp_path, word_steps=300, seed=0)
+    for name, value in again.projector.layers.state_dict().items():
+        assert torch.equal(value, kept[name]), name
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
