@@ -20,6 +20,8 @@ def results_section(evaluation: Evaluation, note: str) -> str:
     """
     name = evaluation.dataset.get("name", evaluation.path.name)
     title = f"<h2>Results on {escaped(name)}</h2>"
+    if evaluation.reports and not evaluation.results:
+        return title
     if not evaluation.results:
         return f"{title}<p>No result is recorded yet.</p>"
     charts = measure_charts(evaluation, [m for m in measures(evaluation) if m.target == "macro"])

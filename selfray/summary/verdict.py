@@ -140,6 +140,8 @@ def evaluation_verdict(evaluation: Evaluation) -> tuple[str, list[tuple[str, str
                 if (line := lines[subject]) is not None and line["value"] is not None
             ]
             return _opening(known, measure), claims
+    if evaluation.reports:
+        return "Reports were written, and nothing else was judged.", []
     return "No result is recorded yet.", []
 
 
