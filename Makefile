@@ -5,7 +5,7 @@ IS_SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo demo-real test test-slow bench lint docs
+.PHONY: demo demo-real study-language test test-slow bench lint docs
 .DELETE_ON_ERROR:
 
 # Two workers with one thread each: the tests are many and small.
@@ -16,6 +16,9 @@ demo: $(STAMP)
 
 demo-real: $(STAMP)
 	scripts/demo_real.sh
+
+study-language: $(STAMP)
+	scripts/study_language.sh
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow"
