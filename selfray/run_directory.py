@@ -41,9 +41,7 @@ class RunDirectory:
             not allow what would happen.
     """
 
-    def __init__(
-        self, path: Path, config: RunConfig, fingerprints: list[str], resume: str
-    ) -> None:
+    def __init__(self, path: Path, config: RunConfig, fingerprints: list[str], resume: str) -> None:
         if resume not in RESUME:
             raise InputError(f"--resume is {resume!r}. {nearest(resume, RESUME)}")
         self.path, self.config = path, config

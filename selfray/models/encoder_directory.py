@@ -55,7 +55,8 @@ def save_encoder(
         std: Likewise.
         card: For the model card: `synthetic` (bool: trained on phantoms), `data` (one mapping a
             dataset, with `name`, `origin`, `licence`), `licence` of the weights where somebody
-            gave one, `supervision` where there was any but the images, and anything else that can be written as JSON.
+            gave one, `supervision` where there was any but the images, and anything else that can
+            be written as JSON.
         heads: Tensors of projection heads by name, each written to NAME.safetensors.
 
     Raises:

@@ -53,8 +53,13 @@ ALLOWED: dict[str, set[str]] = {
     "inference": {"models"},
     "pixel_baselines": {"data"},
     "features": METHOD | FEATURES | {"progress"},
-    "evaluate": METHOD | {
-        "features", "feature_directory", "progress", "report_config", "data.phantom",
+    "evaluate": METHOD
+    | {
+        "features",
+        "feature_directory",
+        "progress",
+        "report_config",
+        "data.phantom",
         "evals.report_training",
     },
     "generate": {"evals", "models"},
