@@ -78,6 +78,7 @@ def _written(
         max_new_tokens=settings["max_new_tokens"],
         beams=settings["beams"],
         guidance=settings["guidance"],
+        candidates=settings["candidates"],
         bfloat16=False,
     ):
         reports |= dict(zip(places.tolist(), texts, strict=True))

@@ -34,7 +34,7 @@ def generate_reports(
     beams: int,
     guidance: float,
     bfloat16: bool,
-    candidates: int = 1,
+    candidates: int,
 ) -> Iterator[tuple[np.ndarray, list[str]]]:
     """Write a report for each image, batch by batch, so that the caller can keep what is done.
 
@@ -78,7 +78,7 @@ def generate_reports(
             model.device.type, torch.bfloat16, enabled=bfloat16
         ):  # fmt: skip
             if candidates > 1:
-                found = _most_informative(model, images, texts, settings, batch, candidates)
+                found = _most_informative(model, images, texts, settings, rows[batch], candidates)
             else:
                 found = _likeliest(model, images, texts, settings, guidance)
         yield batch, [language.text(report) for report in found]
@@ -104,7 +104,7 @@ def _most_informative(
     images: np.ndarray,
     texts: list[list[int]],
     settings: GenerationConfig,
-    places: np.ndarray,
+    rows: np.ndarray,
     candidates: int,
 ) -> list[list[int]]:
     """Of reports drawn at random, those of the highest log p(report | image) - log p(report)."""
@@ -114,7 +114,7 @@ def _most_informative(
     for candidate in range(candidates):
         reports = [
             model.language.ended(report)
-            for report in _generated(model, embedded, settings, [_Drawn(places, candidate)])
+            for report in _generated(model, embedded, settings, [_Drawn(rows, candidate)])
         ]
         unseen = model.losses(images, texts, reports, ~seen)
         score = (unseen - model.losses(images, texts, reports, seen)).cpu()
@@ -139,15 +139,15 @@ class _Drawn:
     """Makes the likeliest word a random one, drawn from the scores: the Gumbel-max trick.
 
     Args:
-        places: Of each report among all, int [B]: what is drawn for it depends on nothing else.
+        rows: Image of each report, int [B]: what is drawn for it depends on nothing else.
         candidate: Which draw.
 
     Reference:
         Nucleus: Holtzman et al., The curious case of neural text degeneration, ICLR 2020.
     """
 
-    def __init__(self, places: np.ndarray, candidate: int) -> None:
-        self._places, self._candidate, self._step = places, candidate, 0
+    def __init__(self, rows: np.ndarray, candidate: int) -> None:
+        self._rows, self._candidate, self._step = rows, candidate, 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [B, vocabulary] with noise, and none outside the nucleus."""
@@ -155,10 +155,10 @@ class _Drawn:
         outside = shares.cumsum(dim=-1) - shares > _NUCLEUS
         noise = np.stack(
             [
-                generator_at(self._candidate, Purpose.AUGMENTATION, self._step, int(place)).gumbel(
+                generator_at(self._candidate, Purpose.AUGMENTATION, self._step, int(row)).gumbel(
                     size=scores.shape[-1]
                 )
-                for place in self._places
+                for row in self._rows
             ]
         )
         self._step += 1

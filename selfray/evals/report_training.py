@@ -116,7 +116,7 @@ def train_report_model(
     activation_checkpointing: bool,
     seed: int,
     out: Path,
-    word_steps: int = 0,
+    word_steps: int,
 ) -> TrainedReportModel:
     """Train; the model ends with the weights of the lowest validation loss in the last stage.
 
@@ -144,12 +144,7 @@ def train_report_model(
         InputError: `out` belongs to a training with other settings, or the disk is full.
         RunStopped: The loss is not finite.
     """
-    for name, count in (("train", len(train.rows)), ("validate", len(validate.rows))):
-        if not count:
-            raise InputError(
-                f"the {name} split has no image with a report, and a report model needs them in "
-                "train and validate. Give the dataset reports, or another split."
-            )
+    _require_examples(train, validate)
     if activation_checkpointing:
         model.network.gradient_checkpointing_enable({"use_reentrant": False})
     model.scale_by(train.tokens, train.rows)
@@ -369,6 +364,15 @@ def put_weights_back(weights: dict[str, torch.nn.Parameter], tensors: dict[str, 
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(tensors[f"weights.{name}"])
+
+
+def _require_examples(train: EncodedExamples, validate: EncodedExamples) -> None:
+    for name, count in (("train", len(train.rows)), ("validate", len(validate.rows))):
+        if not count:
+            raise InputError(
+                f"the {name} split has no image with a report, and a report model needs them in "
+                "train and validate. Give the dataset reports, or another split."
+            )
 
 
 def _stage_of(step: int, ends: list[int]) -> int:

@@ -299,6 +299,7 @@ class _Judging:
             image_dropout=config.image_dropout,
             seed=config.seed,
             out=out / "training",
+            word_steps=config.word_steps,
         )
         about = {
             "encoder": self.tokens.name,
@@ -375,6 +376,7 @@ def training_stages(config: ReportConfig) -> list[TrainingStage]:
                 language.warmup,
                 language.weight_decay,
                 lora if language.trained == "lora" else None,
+                language.projector,
             )
         )
     return stages
@@ -482,6 +484,7 @@ def _write(
             max_new_tokens=config.max_new_tokens,
             beams=config.beams,
             guidance=config.guidance,
+            candidates=config.candidates,
             bfloat16=computes_in_bfloat16(config, model.device),
         ):
             for place, text in zip(missing[batch].tolist(), texts, strict=True):

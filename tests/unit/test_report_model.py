@@ -39,12 +39,13 @@ def trained(
     model: ReportModel, examples: EncodedExamples, stages: list[TrainingStage], out: Path, **changed
 ) -> Any:
     settings = {"batch_size": 4, "micro_batch": 2, "check_every": 3, "image_dropout": 0.0,
-                "bfloat16": False, "activation_checkpointing": False, "seed": 3}  # fmt: skip
+                "bfloat16": False, "activation_checkpointing": False, "seed": 3,
+                "word_steps": 0}  # fmt: skip
     return train_report_model(model, examples, examples, stages, **(settings | changed), out=out)
 
 
 def written(model: ReportModel, examples: ReportExamples, **changed: Any) -> list[str]:
-    settings = {"batch_size": 8, "max_new_tokens": 60, "beams": 1, "guidance": 0.0,
+    settings = {"batch_size": 8, "max_new_tokens": 60, "beams": 1, "guidance": 0.0, "candidates": 1,
                 "bfloat16": False}  # fmt: skip
     texts = [""] * len(examples.rows)
     for places, found in generate_reports(
@@ -184,7 +185,7 @@ def test_the_weights_are_those_of_the_lowest_validation_loss(tmp_path: Path) -> 
     done = train_report_model(
         model, few, rest, [TrainingStage("full", 40, 1e-2)], batch_size=2, micro_batch=2,
         check_every=4, image_dropout=0.0, bfloat16=False, activation_checkpointing=False, seed=0,
-        out=tmp_path,
+        out=tmp_path, word_steps=0,
     )  # fmt: skip
     losses = {check["step"]: check["validation_loss"] for check in done.checks}
     assert losses[done.step] == min(losses.values()) < losses[40]
@@ -464,7 +465,7 @@ def test_a_training_without_validation_is_refused(tmp_path: Path) -> None:
         train_report_model(
             model, tokens, none, [TrainingStage("full", 1, 1e-3)], batch_size=2, micro_batch=2,
             check_every=1, image_dropout=0.0, bfloat16=False, activation_checkpointing=False,
-            seed=0, out=tmp_path,
+            seed=0, out=tmp_path, word_steps=0,
         )  # fmt: skip
 
 
