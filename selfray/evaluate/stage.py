@@ -11,6 +11,7 @@ number can be computed again, and tables of the main numbers as CSV and LaTeX.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -279,13 +280,14 @@ def _report(
     """Reports by every encoder, and what was read in them."""
     reported = {}
     for encoder in choice.encoders:
-        kept = out / REPORTS / slug("\0".join((encoder, *task.changed())))
+        changed = hashlib.sha256("\0".join(task.changed()).encode()).hexdigest()[:8]
+        kept = out / REPORTS / (slug(encoder) + f"-{changed}" * bool(task.changed()))
 
-        def tokens(rows: np.ndarray, encoder: str = encoder, kept: Path = kept) -> ImageTokens:
+        def tokens(rows: np.ndarray, encoder: str = encoder) -> ImageTokens:
             if can_run(encoder):
-                return tokens_of_encoder(
-                    load_encoder(encoder), benchmark.data, rows, kept / "tokens"
-                )
+                which = hashlib.sha256(rows.tobytes()).hexdigest()[:8]
+                place = out / REPORTS / "tokens" / f"{slug(encoder)}-{which}"
+                return tokens_of_encoder(load_encoder(encoder), benchmark.data, rows, place)
             made = feature_directory(encoder, benchmark, out, choice.protocol)
             return tokens_of_features(open_features(made))
 

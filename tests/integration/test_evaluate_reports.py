@@ -1,0 +1,305 @@
+"""Reports of a small dataset whose findings are planted in the pixels and told in the reports."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from sklearn.neighbors import NearestNeighbors
+
+from selfray.data.dataset import DatasetInfo, DatasetWriter, RadiographDataset, encode_png
+from selfray.errors import InputError
+from selfray.evaluate import ReportTask, compare, evaluate
+from selfray.evaluate import report_writing as writing
+from selfray.evaluate.report_studies import report_studies
+from selfray.generate import generate
+from selfray.report_config import DecoderConfig, LanguageStage, ReportConfig
+from selfray.summary import write_summary
+
+SIDE = 64
+ENCODER = "random:vit_pico/16@64"
+SPLITS = ("train",) * 40 + ("validate",) * 10 + ("test",) * 24
+WITH = "There is a small left pleural effusion."
+WITHOUT = "No pleural effusion."
+CONFIG = ReportConfig(
+    visual_tokens=2,
+    batch_size=8,
+    micro_batch=8,
+    max_target_tokens=40,
+    max_new_tokens=24,
+    precision="float32",
+    checkpoint_every=40,
+    language=LanguageStage(steps=120, learning_rate=3e-3),
+    decoder=DecoderConfig(width=32, depth=1, heads=2, vocabulary=300),
+)
+
+
+def write_dataset(out: Path, report=lambda there, row: None, **info) -> RadiographDataset:
+    """Every other image has a bright lower left quarter, and its report an effusion.
+
+    `report` may give another text, from whether there is one and the row's number.
+    """
+    noise = np.random.default_rng(3)
+    described = {"name": "quarters", "origin": "test", "licence": "MIT", "synthetic": True}
+    writer = DatasetWriter(
+        out,
+        DatasetInfo(
+            **described | info, findings=("pleural_effusion",), mask_labels=(), pixels="8 bit"
+        ),
+    )
+    for row, split in enumerate(SPLITS):
+        there = row % 2
+        image = noise.normal(90, 8, (SIDE, SIDE))
+        image[SIDE // 2 :, : SIDE // 2] += 120 * there
+        text = f"INDICATION: cough\nFINDINGS: {WITH if there else WITHOUT}\nIMPRESSION: as above."
+        writer.add(
+            {
+                "image": encode_png(np.clip(image, 0, 255).astype(np.uint8)),
+                "image_id": f"i{row}",
+                "patient_id": f"p{row}",
+                "study_id": f"s{row}",
+                "split": split,
+                "view": "PA",
+                "pleural_effusion": there,
+                "report": report(there, row) or text,
+            }
+        )
+    return writer.finish()
+
+
+def judged(data: RadiographDataset, out: Path, *encoders: str, **change) -> list[dict]:
+    config = replace(CONFIG, **change)
+    evaluate(
+        encoders or (ENCODER,), data.directory, out, tasks=["reports"], report=ReportTask(config)
+    )
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def value(lines: list[dict], writer: str, target: str, metric: str, **others) -> float:
+    keys = {"probe": writer, "target": target, "metric": metric} | others
+    (line,) = (
+        x
+        for x in lines
+        if all(x.get(k) == v for k, v in keys.items()) and ("reference" in x) == bool(others)
+    )
+    return line["value"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> RadiographDataset:
+    return write_dataset(tmp_path_factory.mktemp("data") / "quarters")
+
+
+@pytest.fixture(scope="module")
+def evaluation(data: RadiographDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "evaluation"
+    judged(data, out, ENCODER, "pixels:pca")
+    return out
+
+
+@pytest.fixture(scope="module")
+def lines(evaluation: Path) -> list[dict]:
+    return [json.loads(line) for line in (evaluation / "results.jsonl").read_text().splitlines()]
+
+
+def test_what_is_in_the_image_is_written_and_another_image_loses_it(lines):
+    """A half of the images has it, so that another patient's is wrong in about half."""
+    mine = [line for line in lines if line["encoder"] == ENCODER]
+    assert value(mine, "language-model", "macro", "clinical_f1") == 1
+    assert value(mine, "language-model", "findings", "bleu_4") == pytest.approx(1)
+    assert value(mine, "other-patients-image", "macro", "clinical_f1") < 0.8
+    assert value(mine, "nearest-neighbour", "macro", "clinical_f1") == 1
+    gain = next(
+        line
+        for line in mine
+        if line.get("reference_probe") == "other-patients-image"
+        and (line["target"], line["metric"]) == ("macro", "clinical_f1_difference")
+    )
+    assert gain["ci_low"] > 0 and gain["p_value"] < 0.01
+
+
+def test_the_table_holds_both_texts_of_every_test_study_and_writer(evaluation, data):
+    table = pq.read_table(evaluation / "reports.parquet").to_pylist()
+    assert len(table) == 24 * 4 * 2
+    truth = dict(zip(data.column("image_id"), data.column("pleural_effusion"), strict=True))
+    for row in table:
+        assert row["reference"] == (WITH if truth[row["image_id"]] else WITHOUT)
+        assert row["prompt"] == "Indication: cough" and row["section"] == "findings"
+    common = {row["generated"] for row in table if row["writer"] == "most-frequent"}
+    assert len(common) == 1 and common <= {WITH, WITHOUT}
+
+
+def test_differences_of_encoders_are_mirrored_and_those_of_writers_name_them(lines):
+    key = ("language-model", "findings", "rouge_l_difference")
+    found = {
+        (x["encoder"], x["reference"]): x
+        for x in lines
+        if (x["probe"], x["target"], x["metric"]) == key and "reference_probe" not in x
+    }
+    one, other = found[ENCODER, "pixels:pca"], found["pixels:pca", ENCODER]
+    assert one["value"] == pytest.approx(-other["value"])
+    assert one["p_value"] == other["p_value"]
+    writers = {x["reference_probe"] for x in lines if "reference_probe" in x}
+    assert writers == {"other-patients-image", "nearest-neighbour", "most-frequent"}
+
+
+def test_what_cannot_be_computed_says_which_file_is_missing(lines):
+    (line,) = (
+        x
+        for x in lines
+        if x["metric"] == "radgraph_rg_er"
+        and (x["encoder"], x["probe"]) == (ENCODER, "language-model")
+    )
+    assert line["value"] is None and "--radgraph" in line["reason"]
+
+
+def test_reports_of_no_phantom_have_no_findings_read_and_say_so(tmp_path):
+    data = write_dataset(tmp_path / "data", synthetic=False)
+    found = judged(data, tmp_path / "out", language=replace(CONFIG.language, steps=2))
+    clinical = [line for line in found if line["metric"].startswith("clinical")]
+    assert clinical and all("chexbert.pth" in line["reason"] for line in clinical)
+    assert value(found, "nearest-neighbour", "findings", "rouge_l") is not None
+
+
+def test_a_finished_evaluation_runs_nothing_again(data, evaluation, monkeypatch):
+    monkeypatch.setattr(writing, "train_report_model", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr(writing, "generate_reports", lambda *a, **k: pytest.fail("written"))
+    before = (evaluation / "results.jsonl").read_bytes()
+    judged(data, evaluation, ENCODER, "pixels:pca")
+    assert (evaluation / "results.jsonl").read_bytes() == before
+
+
+def test_an_interrupted_writing_goes_on_with_what_is_there(data, evaluation, tmp_path, monkeypatch):
+    real, asked = writing.generate_reports, []
+
+    def broken(model, tokens, rows, prompts, **settings):
+        asked.append(len(rows))
+        for k, batch in enumerate(real(model, tokens, rows, prompts, **settings)):
+            if len(asked) == 1 and k == 1:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(writing, "generate_reports", broken)
+    monkeypatch.setattr(writing, "_WRITING_BATCH", 10)
+    with pytest.raises(KeyboardInterrupt):
+        judged(data, tmp_path / "out", ENCODER)
+    (kept,) = (tmp_path / "out").rglob(".language-model.jsonl")
+    with kept.open("a") as file:
+        file.write('[3, "a torn li')  # as a kill leaves it
+    judged(data, tmp_path / "out", ENCODER)
+    assert asked == [24, 14, 24]
+    whole, resumed = (
+        [r for r in pq.read_table(out / "reports.parquet").to_pylist() if r["encoder"] == ENCODER]
+        for out in (evaluation, tmp_path / "out")
+    )
+    assert resumed == whole
+    assert not list((tmp_path / "out").rglob(".*.jsonl"))
+
+
+def test_generate_writes_for_files_what_the_evaluation_wrote(evaluation, data, tmp_path, capsys):
+    rows = data.rows("test")[:4]
+    files = []
+    for row in rows.tolist():
+        files.append(tmp_path / f"{row}.png")
+        Image.fromarray(data.pixels(row)).save(files[-1])
+    reports = list(generate(evaluation, files, encoder=ENCODER, prompt="Indication: cough"))
+    table = pq.read_table(evaluation / "reports.parquet").to_pylist()
+    written = {
+        row["image_id"]: row["generated"]
+        for row in table
+        if (row["encoder"], row["writer"]) == (ENCODER, "language-model")
+    }
+    assert reports == [written[data.column("image_id")[row]] for row in rows]
+    with pytest.raises(InputError, match="report models of 2 encoders"):
+        list(generate(evaluation, files))
+    with pytest.raises(InputError, match="holds no report model"):
+        list(generate(tmp_path, files))
+
+
+def test_the_model_of_another_encoder_is_refused(evaluation, tmp_path):
+    Image.new("L", (SIDE, SIDE)).save(tmp_path / "black.png")
+    (model,) = evaluation.glob("reports/random*/seed-0/model")
+    with pytest.raises(InputError, match="other weights than the encoder"):
+        list(generate(model, [tmp_path / "black.png"], encoder="random:vit_pico/8@64"))
+
+
+def test_evaluations_of_the_same_studies_are_joined_and_others_refused(data, evaluation, tmp_path):
+    judged(data, tmp_path / "one", ENCODER)
+    judged(data, tmp_path / "other", "pixels:16x16")
+    compare([tmp_path / "one", tmp_path / "other"], tmp_path / "joined")
+    found = (tmp_path / "joined" / "results.jsonl").read_text().splitlines()
+    joined = [json.loads(line) for line in found]
+    assert {line["encoder"] for line in joined} == {ENCODER, "pixels:16x16"}
+    assert any(line.get("reference") == "pixels:16x16" for line in joined)
+    judged(data, tmp_path / "short", "pixels:16x16", target="impression")
+    with pytest.raises(InputError, match="another part of the reports"):
+        compare([tmp_path / "one", tmp_path / "short"], tmp_path / "wrong")
+
+
+def test_the_nearest_neighbour_is_that_of_scikit_learn(data, evaluation):
+    """By cosine of the mean patch token, each feature less its training mean, over its spread."""
+    studies = report_studies(data, "findings", ())
+    (kept,) = evaluation.glob("reports/tokens/*/last-block/patch_tokens.npy")
+    tokens = np.load(kept)[:, -1].astype(np.float64).mean(axis=(1, 2))
+    rows = np.sort(np.concatenate([of.rows for of in studies.values()]))
+    at = {row: k for k, row in enumerate(rows.tolist())}
+    train, test = (tokens[[at[row] for row in studies[split].rows]] for split in ("train", "test"))
+    scale = lambda x: (x - train.mean(axis=0)) / train.std(axis=0)  # noqa: E731
+    nearest = NearestNeighbors(n_neighbors=1, metric="cosine").fit(scale(train))
+    wanted = [studies["train"].targets[k] for k in nearest.kneighbors(scale(test))[1][:, 0]]
+    table = pq.read_table(evaluation / "reports.parquet").to_pylist()
+    key = (ENCODER, "nearest-neighbour")
+    assert [r["generated"] for r in table if (r["encoder"], r["writer"]) == key] == wanted
+
+
+def test_everybody_gets_another_patients_image_each_once():
+    patients = np.array([f"p{k}" for k in (0, 0, 0, 1, 2, 2, 3, 4, 4, 5)])
+    for seed in range(20):
+        found = writing.other_patients(patients, seed)
+        assert sorted(found) == list(range(10))
+        assert (patients[found] != patients).all()
+    assert (writing.other_patients(patients, 0) != writing.other_patients(patients, 1)).any()
+    with pytest.raises(InputError, match="3 of the 5 test studies"):
+        writing.other_patients(np.array(["a", "a", "a", "b", "c"]), 0)
+
+
+def test_a_study_is_read_by_its_first_frontal_image(tmp_path):
+    info = DatasetInfo(
+        name="n", origin="o", licence="MIT", synthetic=True, findings=(), mask_labels=(), pixels="8"
+    )
+    writer = DatasetWriter(tmp_path / "data", info)
+    black = encode_png(np.zeros((SIDE, SIDE), np.uint8))
+    views = {"train": ("LL", "PA", "PA"), "validate": ("AP", None), "test": ("LL",)}
+    for split, of in views.items():
+        for k, view in enumerate(of):
+            writer.add(
+                {"image": black, "image_id": f"{split}{k}", "patient_id": split, "view": view,
+                 "study_id": split, "split": split, "report": "FINDINGS: Clear."}
+            )  # fmt: skip
+    found = report_studies(writer.finish(), "findings", ())
+    assert {split: of.rows.tolist() for split, of in found.items()} == {
+        "train": [1], "validate": [3], "test": [5],
+    }  # fmt: skip
+
+
+def test_studies_without_the_section_are_counted_and_a_split_of_none_refused(tmp_path):
+    def report(there: int, row: int) -> str | None:
+        return "IMPRESSION: Normal study." if row in (1, 3, 5) else None
+
+    data = write_dataset(tmp_path / "some", report)
+    train = report_studies(data, "findings", ())["train"]
+    assert len(train.rows) == 37 and train.left_out == {"report without findings": 3}
+    data = write_dataset(tmp_path / "none", lambda there, row: "IMPRESSION: Normal study.")
+    with pytest.raises(InputError, match="no image of the train split has a report with findings"):
+        report_studies(data, "findings", ())
+
+
+def test_the_page_shows_both_texts_with_words_that_differ_marked(evaluation):
+    page = write_summary(evaluation).read_text()
+    assert "Reports by the language model" in page and "Clinical F1, macro" in page
+    assert WITH in page and "Indication: cough" in page
