@@ -76,7 +76,8 @@ def _reading(name: str, kind: Any) -> dict[str, Any]:
     if kind == tuple[str, ...]:
         # Given twice, both count.
         metavar = _METAVARS.get(name, "NAME")
-        return {"action": "extend", "nargs": "+", "metavar": metavar, "required": name == "data"}
+        nargs = "+" if name == "data" else "*"
+        return {"action": "extend", "nargs": nargs, "metavar": metavar, "required": name == "data"}
     if kind is bool:
         return {"type": _true_or_false, "metavar": "true|false"}
     if typing.get_origin(kind) is Literal:

@@ -73,7 +73,7 @@ class ReportTask:
         for name, value in _flat(asdict(self.config)).items():
             if value != before[name]:
                 values = value if isinstance(value, tuple) else (value,)
-                words += [f"--report.{name.replace('_', '-')}", *map(str, values)]
+                words += [f"--report.{name.replace('_', '-')}", *map(_word, values)]
         return words
 
     def options(self) -> list[str]:
@@ -102,6 +102,11 @@ _COLUMNS = pa.schema(
         ("generated", pa.string()),
     ]
 )
+
+
+def _word(value: Any) -> str:
+    """A value as the command line reads it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

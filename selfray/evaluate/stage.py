@@ -574,6 +574,11 @@ def _require_valid(choice: _Choice) -> None:
     require_probes(choice.protocol.probes)
     if choice.labels and (choice.preset or SEGMENTATION not in choice.tasks):
         raise InputError("labels are for --tasks segmentation. Add it, or leave --labels out.")
+    if choice.report is not None and (choice.preset or REPORTS not in choice.tasks):
+        raise InputError(
+            "how reports are written is for --tasks reports. Add it, or leave --report, --chexbert "
+            "and --radgraph options out."
+        )
     if choice.segmentation_size is not None and choice.segmentation_size < 1:
         raise InputError(f"segmentation_size is {choice.segmentation_size}. Give 1 or more.")
     for name, _ in choice.training_lists:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from selfray.errors import InputError
 from selfray.evaluate import ReportTask, compare, evaluate
 from selfray.evaluate import report_writing as writing
 from selfray.evaluate.report_studies import report_studies
+from selfray.field_options import add_report_fields, report_config
 from selfray.generate import generate
 from selfray.report_config import DecoderConfig, LanguageStage, ReportConfig
 from selfray.summary import write_summary
@@ -303,3 +305,19 @@ def test_the_page_shows_both_texts_with_words_that_differ_marked(evaluation):
     page = write_summary(evaluation).read_text()
     assert "Reports by the language model" in page and "Clinical F1, macro" in page
     assert WITH in page and "Indication: cough" in page
+
+
+def test_options_of_reports_need_the_task(data, tmp_path):
+    with pytest.raises(InputError, match="is for --tasks reports"):
+        evaluate((ENCODER,), data.directory, tmp_path / "out", report=ReportTask(CONFIG))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_options_that_a_task_names_give_the_same_task():
+    config = replace(CONFIG, prompt_sections=(), activation_checkpointing=True)
+    task = ReportTask(config, chexbert=Path("weights"))
+    parser = argparse.ArgumentParser()
+    add_report_fields(parser)
+    options = task.options()
+    assert options[-2:] == ["--chexbert", "weights"]
+    assert report_config(parser.parse_args(options[:-2])) == task.config
