@@ -12,7 +12,7 @@ from selfray.config import Pair, RunConfig, validate
 from selfray.errors import nearest
 from selfray.recipes import RECIPES, recipe
 from selfray.report_config import RECIPES as REPORT_RECIPES
-from selfray.report_config import ReportConfig, report_recipe
+from selfray.report_config import ReportConfig, report_recipe, validate_report_config
 
 
 def one_of(allowed: Iterable[str]) -> Callable[[str], str]:
@@ -66,6 +66,7 @@ def _true_or_false(word: str) -> bool:
     return one_of(("true", "false"))(word) == "true"
 
 
+_MAY_BE_NONE = {"prompt_sections"}
 _METAVARS = {"data": "DIR", "init": "ENCODER", "guard": "MARGIN", "text.model": "DIR"}
 
 
@@ -174,6 +175,7 @@ def report_config(arguments: argparse.Namespace) -> ReportConfig | None:
     config = report_recipe(arguments.report_recipe or next(iter(REPORT_RECIPES)))
     for name, value in given.items():
         config = _replaced(config, name, value)
+    validate_report_config(config)
     return config
 
 

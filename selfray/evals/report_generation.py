@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
 _NUCLEUS = 0.95  # share of the likeliest words from which is drawn
 
-# Words less likely, with the image, than this share of the likeliest are never favoured: guidance
-# would else pick words that fit nowhere. Leng et al. take 0.1.
-_PLAUSIBLE = 0.1
-
 
 def generate_reports(
     model: ReportModel,
@@ -32,7 +28,6 @@ def generate_reports(
     batch_size: int,
     max_new_tokens: int,
     beams: int,
-    guidance: float,
     bfloat16: bool,
     candidates: int,
 ) -> Iterator[tuple[np.ndarray, list[str]]]:
@@ -49,12 +44,11 @@ def generate_reports(
         batch_size: Reports at a time, at most.
         max_new_tokens: A report ends here if not before.
         beams: 1 is greedy.
-        guidance: How much words count for being likelier with the image than without one, >= 0;
-            above 0 the model must have been trained with image dropout.
         bfloat16: Whether matrix products are computed in bfloat16.
         candidates: Above 1, so many reports are drawn at random, the same ones in every run, and
             the one is taken that the image makes likeliest against no image (Li et al., A
-            diversity-promoting objective function, NAACL 2016); needs image dropout, as guidance.
+            diversity-promoting objective function, NAACL 2016); the model must have been trained
+            with image dropout. `beams` is 1 then.
 
     Yields:
         Which of the n, int [b], and their texts.
@@ -80,23 +74,15 @@ def generate_reports(
             if candidates > 1:
                 found = _most_informative(model, images, texts, settings, rows[batch], candidates)
             else:
-                found = _likeliest(model, images, texts, settings, guidance)
+                found = _likeliest(model, images, texts, settings)
         yield batch, [language.text(report) for report in found]
 
 
 def _likeliest(
-    model: ReportModel,
-    images: np.ndarray,
-    texts: list[list[int]],
-    settings: GenerationConfig,
-    guidance: float,
+    model: ReportModel, images: np.ndarray, texts: list[list[int]], settings: GenerationConfig
 ) -> list[list[int]]:
     seen = torch.ones(len(texts), dtype=torch.bool, device=model.device)
-    embedded = model.embeddings(images, texts, seen)
-    if not guidance:
-        return _generated(model, embedded, settings, [])
-    embedded = torch.cat([embedded, model.embeddings(images, texts, ~seen)])
-    return _generated(model, embedded, settings, [_Guided(guidance)])[: len(texts)]
+    return _generated(model, model.embeddings(images, texts, seen), settings, [])
 
 
 def _most_informative(
@@ -164,31 +150,6 @@ class _Drawn:
         self._step += 1
         noisy = scores.float().log_softmax(dim=-1) + torch.from_numpy(noise).to(scores)
         return noisy.masked_fill(outside.gather(-1, order.argsort(dim=-1)), -math.inf)
-
-
-class _Guided:
-    """Favours words for being likelier with the image than without.
-
-    Of a batch, the second half are the same reports without their images; both halves get the same
-    scores, so that they stay the same reports.
-
-    Args:
-        guidance: > 0.
-
-    Reference:
-        Sanchez et al., Stay on topic with classifier-free guidance, ICML 2024, eq. 7; what words
-        may be favoured at all: Leng et al., Visual contrastive decoding, CVPR 2024, eq. 4.
-    """
-
-    def __init__(self, guidance: float) -> None:
-        self._guidance = guidance
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores [2 B, vocabulary] of either kind to equal ones for both."""
-        seen, unseen = scores.float().log_softmax(dim=-1).chunk(2)
-        guided = seen + self._guidance * (seen - unseen)
-        unlikely = seen < seen.amax(dim=-1, keepdim=True) + math.log(_PLAUSIBLE)
-        return guided.masked_fill(unlikely, -math.inf).log_softmax(dim=-1).repeat(2, 1)
 
 
 def _equal_lengths(lengths: Sequence[int], batch_size: int) -> Iterator[np.ndarray]:

@@ -332,6 +332,6 @@ def _require_positions(model: ReportModel, examples: EncodedExamples) -> None:
     if known is not None and needed > known:
         raise InputError(
             f"the language model knows {known} positions, and the longest example has {needed}: "
-            f"{visual} visual tokens, {needed - visual} of text. Lower --visual-tokens or "
-            "--max-target-tokens."
+            f"{visual} visual tokens, {needed - visual} of text. Lower --report.visual-tokens or "
+            "--report.max-target-tokens."
         )

@@ -73,6 +73,7 @@ from selfray.evaluate.segmented import score_segmentation
 from selfray.evaluate.tables import write_tables
 from selfray.feature_directory import Features, open_features
 from selfray.models.published import load_encoder
+from selfray.report_config import validate_report_config
 
 FORMAT_NAME = "selfray-evaluation"
 VERSION = 2
@@ -291,8 +292,13 @@ def _report(
             made = feature_directory(encoder, benchmark, out, choice.protocol)
             return tokens_of_features(open_features(made))
 
+        first = task.config.seed
         table = judge_reports(
-            tokens, benchmark.data, kept, config=task.config, seeds=range(choice.protocol.seeds)
+            tokens,
+            benchmark.data,
+            kept,
+            config=task.config,
+            seeds=range(first, first + choice.protocol.seeds),
         )
         reported[encoder] = read_findings(
             table,
@@ -579,6 +585,8 @@ def _require_valid(choice: _Choice) -> None:
             "how reports are written is for --tasks reports. Add it, or leave --report, --chexbert "
             "and --radgraph options out."
         )
+    if choice.report is not None:
+        validate_report_config(choice.report.config)
     if choice.segmentation_size is not None and choice.segmentation_size < 1:
         raise InputError(f"segmentation_size is {choice.segmentation_size}. Give 1 or more.")
     for name, _ in choice.training_lists:

@@ -48,7 +48,7 @@ def texts_of(model: ReportModel, examples: ReportExamples, batch_size: int) -> l
     texts = [""] * len(examples.rows)
     for places, found in generate_reports(
         model, examples.tokens, examples.rows, examples.prompts, batch_size=batch_size,
-        max_new_tokens=40, beams=1, guidance=0.0, bfloat16=False, candidates=1,
+        max_new_tokens=40, beams=1, bfloat16=False, candidates=1,
     ):  # fmt: skip
         for place, text in zip(places, found, strict=True):
             texts[place] = text
