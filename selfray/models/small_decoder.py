@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from selfray.errors import InputError
+from selfray.models.byte_pairs import train_byte_pairs
 from selfray.models.language_model import LanguageModel
 from selfray.models.language_model_files import transformers_library
 
@@ -19,9 +20,7 @@ _FEED_FORWARD = 8 / 3  # widths, rounded up to 32: a gated layer as large as one
 def small_decoder(
     texts: Sequence[str], *, width: int, depth: int, heads: int, vocabulary: int, seed: int
 ) -> LanguageModel:
-    """A Llama with random weights and byte-level byte pairs of the texts.
-
-    Byte-level: any script can be written and read back exactly.
+    """A Llama with random weights and byte pairs of the texts.
 
     Args:
         texts: Of the training reports, prompts included; not empty.
@@ -32,17 +31,13 @@ def small_decoder(
         seed: Of the weights.
 
     Raises:
-        InputError: No text, or a width that the heads do not divide.
+        InputError: No text.
 
     Reference:
-        Touvron et al., Llama 2, arXiv 2307.09288; Sennrich et al., ACL 2016 (byte pairs).
+        Touvron et al., Llama 2, arXiv 2307.09288.
     """
     if not any(text.strip() for text in texts):
         raise InputError("the training reports hold no text, from which no decoder can learn.")
-    if width % (2 * heads):
-        raise InputError(
-            f"decoder.width {width} is no multiple of 2 * decoder.heads {heads}. Change one."
-        )
     library = transformers_library("the small decoder")
     tokenizer = _trained_tokenizer(texts, vocabulary)
     end, pad = tokenizer.convert_tokens_to_ids([_END, _PAD])
@@ -65,22 +60,10 @@ def small_decoder(
 
 
 def _trained_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        min_frequency=2,
-        special_tokens=[_PAD, _END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=train_byte_pairs(texts, vocabulary, (_PAD, _END), exact=True),
         pad_token=_PAD,
         eos_token=_END,
         clean_up_tokenization_spaces=False,

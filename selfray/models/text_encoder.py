@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from selfray.errors import InputError
+from selfray.models.byte_pairs import train_byte_pairs
 from selfray.models.huggingface import WEIGHTS
 from selfray.models.language_model_files import quiet, transformers_library
 
@@ -98,33 +99,19 @@ class TextEncoder(nn.Module):
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> str:
-    """Learn a tokenizer: small letters, pairs of bytes, so that no text of any script is unknown.
+    """Learn a tokenizer of byte pairs in small letters, with a token at either end of a text.
 
     Args:
         texts: To learn from.
-        vocabulary: Number of tokens, at most; 256 bytes and the special ones are always there.
+        vocabulary: Number of tokens, at most; see `train_byte_pairs`.
 
     Returns:
         The content of a tokenizer.json.
-
-    Reference:
-        Sennrich et al., Neural machine translation of rare words with subword units, ACL 2016;
-        on bytes as in Radford et al., Language models are unsupervised multitask learners, 2019.
     """
-    transformers_library("a text encoder")
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    tokenizer = train_byte_pairs(texts, vocabulary, _SPECIAL, exact=False)
+    from tokenizers import processors
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=list(_SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore
         single=f"{_FIRST} $A {_LAST}",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in (_FIRST, _LAST)],
     )
