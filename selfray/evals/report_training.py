@@ -130,8 +130,8 @@ def train_report_model(
         batch_size: Examples a step.
         micro_batch: Examples at a time; a batch is computed in parts of this size.
         check_every: Steps between validation losses and checkpoints.
-        image_dropout: Probability that an example is learned without its image, which guidance
-            needs.
+        image_dropout: Probability that an example is learned without its image, which candidates
+            of `generate_reports` need.
         bfloat16: Whether matrix products are computed in bfloat16.
         activation_checkpointing: Whether the language model's activations are computed twice, to
             save memory.
@@ -150,42 +150,19 @@ def train_report_model(
     model.scale_by(train.tokens, train.rows)
     if word_steps:  # also when resuming: a projector that stays is in no checkpoint
         learn_words(model, train, validate, word_steps, seed)
-    computing = _Computing(model, train, micro_batch, image_dropout, bfloat16)
-    ends = np.cumsum([stage.steps for stage in stages]).tolist()
-    record = _Record(out, _described(train, validate, stages, batch_size, image_dropout, seed))
-    state, step = _resumed(model, stages, ends, record, seed)
-    batches = _Batches(train.lengths(), batch_size, seed)
-    losses, tokens, began = [], 0, perf_counter()
-    with progress_bar(total=ends[-1], initial=step, unit="step", desc="report model") as bar:
-        while step < ends[-1]:
-            which = _stage_of(step, ends)
-            if state is None or state.which != which:
-                state = _StageState(model, stages[which], which, seed)
-            done = step - (ends[which - 1] if which else 0)
-            state.optimizer_at(done)
-            loss, count = computing.gradients(batches.at(step), step, seed)
-            if not math.isfinite(loss):
-                raise RunStopped(
-                    f"the loss of the report model is {loss} at step {step}. Lower the learning "
-                    "rate, or set --precision float32."
-                )
-            state.apply()
-            losses.append(loss)
-            tokens += count
-            step += 1
-            bar.update()
-            if step % check_every == 0 or step in ends:
-                check = {
-                    "step": step,
-                    "stage": which,
-                    "loss": float(np.mean(losses)),
-                    "validation_loss": computing.mean_loss(validate),
-                    "tokens_per_second": tokens / (perf_counter() - began),
-                }
-                record.keep(check, state.tensors())
-                bar.set_postfix(validation=f"{check['validation_loss']:.3f}")
-                losses, tokens, began = [], 0, perf_counter()
-    return _with_best_weights(model, record)
+    described = _described(train, validate, stages, batch_size, image_dropout, seed)
+    training = _Training(
+        model,
+        stages,
+        _Computing(model, train, micro_batch, image_dropout, bfloat16),
+        _Batches(train.lengths(), batch_size, seed),
+        validate,
+        _Record(out, described | {"word_steps": word_steps}),
+        check_every,
+        seed,
+    )
+    training.run()
+    return _with_best_weights(model, training.record)
 
 
 @dataclass
@@ -314,6 +291,83 @@ class _StageState:
 
 
 @dataclass
+class _Training:
+    """The steps of all stages, from the newest checkpoint on."""
+
+    model: ReportModel
+    stages: list[TrainingStage]
+    computing: _Computing
+    batches: _Batches
+    validate: EncodedExamples
+    record: _Record
+    check_every: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        self._ends = np.cumsum([stage.steps for stage in self.stages]).tolist()
+        self._state, self._step = self._resumed()
+        self._forget()
+
+    def run(self) -> None:
+        last = self._ends[-1]
+        with progress_bar(total=last, initial=self._step, unit="step", desc="report model") as bar:
+            while self._step < last:
+                self._learn()
+                bar.update()
+                if self._step % self.check_every == 0 or self._step in self._ends:
+                    bar.set_postfix(validation=f"{self._check():.3f}")
+
+    def _learn(self) -> None:
+        """One step; a stage begins with a fresh optimizer."""
+        which = self._stage_of(self._step)
+        if self._state is None or self._state.which != which:
+            self._state = _StageState(self.model, self.stages[which], which, self.seed)
+        self._state.optimizer_at(self._step - (self._ends[which - 1] if which else 0))
+        batch = self.batches.at(self._step)
+        loss, count = self.computing.gradients(batch, self._step, self.seed)
+        if not math.isfinite(loss):
+            raise RunStopped(
+                f"the loss of the report model is {loss} at step {self._step}. Lower the learning "
+                "rate, or set --report.precision float32."
+            )
+        self._state.apply()
+        self._losses.append(loss)
+        self._tokens += count
+        self._step += 1
+
+    def _check(self) -> float:
+        """Keep the weights with their validation loss, which is returned."""
+        assert self._state is not None
+        check = {
+            "step": self._step,
+            "stage": self._state.which,
+            "loss": float(np.mean(self._losses)),
+            "validation_loss": self.computing.mean_loss(self.validate),
+            "tokens_per_second": self._tokens / (perf_counter() - self._began),
+        }
+        self.record.keep(check, self._state.tensors())
+        self._forget()
+        return check["validation_loss"]
+
+    def _forget(self) -> None:
+        """Begin the means of the next check."""
+        self._losses: list[float] = []
+        self._tokens, self._began = 0, perf_counter()
+
+    def _resumed(self) -> tuple[_StageState | None, int]:
+        checkpoint = self.record.newest()
+        if checkpoint is None:
+            return None, 0
+        which = self._stage_of(checkpoint.step - 1)
+        state = _StageState(self.model, self.stages[which], which, self.seed)
+        state.put_back(checkpoint.tensors)
+        return state, checkpoint.step
+
+    def _stage_of(self, step: int) -> int:
+        return next(which for which, end in enumerate(self._ends) if step < end)
+
+
+@dataclass
 class _Record:
     """The directory of a training: its checkpoints and its checks."""
 
@@ -373,22 +427,6 @@ def _require_examples(train: EncodedExamples, validate: EncodedExamples) -> None
                 f"the {name} split has no image with a report, and a report model needs them in "
                 "train and validate. Give the dataset reports, or another split."
             )
-
-
-def _stage_of(step: int, ends: list[int]) -> int:
-    return next(which for which, end in enumerate(ends) if step < end)
-
-
-def _resumed(
-    model: ReportModel, stages: list[TrainingStage], ends: list[int], record: _Record, seed: int
-) -> tuple[_StageState | None, int]:
-    checkpoint = record.newest()
-    if checkpoint is None:
-        return None, 0
-    which = _stage_of(checkpoint.step - 1, ends)
-    state = _StageState(model, stages[which], which, seed)
-    state.put_back(checkpoint.tensors)
-    return state, checkpoint.step
 
 
 def _with_best_weights(model: ReportModel, record: _Record) -> TrainedReportModel:
