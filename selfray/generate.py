@@ -13,10 +13,13 @@ from selfray.errors import InputError, nearest
 from selfray.evals.report_generation import generate_reports
 from selfray.evals.report_model import ReportModel
 from selfray.evals.report_model_directory import open_report_model, read_report_manifest
-from selfray.models.language_model import open_language_model
+from selfray.models.language_memory import LanguageUse
+from selfray.models.language_model import LanguageModel, open_language_model
+from selfray.models.precision import computes_in_bfloat16
 from selfray.models.published import load_encoder
 
 _BATCH = 16  # images at a time
+_CONVERTED = "language-models"
 
 
 def generate(
@@ -40,7 +43,8 @@ def generate(
             the model was trained with, or an image that cannot be read.
     """
     directory = _model_directory(model, encoder)
-    about = read_report_manifest(directory)["about"]
+    manifest = read_report_manifest(directory)
+    about, settings = manifest["about"], manifest["about"]["config"]
     source = load_encoder(encoder or about["encoder"])
     if source.weights_sha256 != about["weights_sha256"]:
         raise InputError(
@@ -48,21 +52,38 @@ def generate(
             "Give that encoder by --encoder, or train a report model with this one: selfray "
             "evaluate --tasks reports."
         )
-    writer = open_report_model(
-        directory,
-        lambda path, template: open_language_model(
-            path,
-            template=template,
-            cache=directory.parent / "language-models",
-            dtype=torch.float32,
-            fits=lambda _, network: None,
-        ),
-    ).to(source.device)
-    settings = about["config"]
+    writer = _opened(directory, manifest, len(prompt), source.device)
     for _, patches in source.batches(list(images), _BATCH):
         # As training read them: half precision, [B, h, w, D].
         tokens = patches.permute(0, 2, 3, 1).half().cpu().numpy()
         yield from _written(writer, tokens, prompt, settings)
+
+
+def _opened(
+    directory: Path, manifest: dict[str, Any], prompt_length: int, device: torch.device
+) -> ReportModel:
+    """The report model on a device, where its language model is known to fit."""
+    settings = manifest["about"]["config"]
+    bfloat16 = computes_in_bfloat16(settings["precision"], device)
+    adapted = (directory / "adapter_config.json").exists()
+    language, evaluation = settings["language"], directory.resolve().parent.parent.parent
+    # Converted language models lie where the evaluation put them, or beside a model moved from it.
+    place = evaluation if (evaluation / _CONVERTED).is_dir() else directory.parent
+
+    def open_base(path: Path, template: str) -> LanguageModel:
+        longest = manifest["places"] + prompt_length + settings["max_new_tokens"]
+        use = LanguageUse(
+            device,
+            tokens=_BATCH * settings["beams"] * longest,
+            # As trained: weights that were not are in half precision.
+            dtype=torch.bfloat16 if bfloat16 and path != directory else torch.float32,
+            bfloat16=bfloat16,
+            lora_rank=language["lora_rank"] if adapted else 0,
+            lora_targets=tuple(language["lora_targets"]),
+        )
+        return open_language_model(path, template=template, cache=place / _CONVERTED, use=use)
+
+    return open_report_model(directory, open_base).to(device)
 
 
 def _written(
@@ -77,9 +98,8 @@ def _written(
         batch_size=_BATCH,
         max_new_tokens=settings["max_new_tokens"],
         beams=settings["beams"],
-        guidance=settings["guidance"],
         candidates=settings["candidates"],
-        bfloat16=False,
+        bfloat16=computes_in_bfloat16(settings["precision"], writer.device),
     ):
         reports |= dict(zip(places.tolist(), texts, strict=True))
     return [reports[place] for place in range(len(tokens))]

@@ -23,6 +23,7 @@ from selfray.config import RunConfig
 from selfray.data.dataset import RadiographDataset, write_atomically
 from selfray.data.sampler import Purpose, generator_at
 from selfray.errors import InputError, RunStopped
+from selfray.models.precision import computes_in_bfloat16
 from selfray.objectives.optimizer import load_optimizer_tensors, optimizer_tensors
 from selfray.probe import Probe, Trained
 from selfray.progress import progress_bar
@@ -283,15 +284,7 @@ def alike(record: dict[str, float]) -> str | None:
 
 def autocast(config: RunConfig, device: torch.device) -> Any:
     """The context of matrix products in the precision that the config asks for."""
-    precision = config.engine.precision
-    if precision == "auto":
-        fast = (
-            torch.cuda.is_bf16_supported()
-            if device.type == "cuda"
-            else torch.cpu._is_avx512_bf16_supported()
-        )
-        precision = "bfloat16" if fast else "float32"
-    if precision == "float32":
+    if not computes_in_bfloat16(config.engine.precision, device):
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from selfray.evals.report_model import ReportExamples, ReportModel
+from selfray.models.language_memory import LanguageUse
 from selfray.models.language_model import LanguageModel, open_language_model
 from selfray.models.small_decoder import small_decoder
 
@@ -74,13 +75,12 @@ def model_directory(directory: Path, name: str, **tokens: Any) -> Path:
 
 
 def opened(directory: Path, template: str = "") -> LanguageModel:
-    """A language model from disk, float32, whatever memory there is."""
+    """A language model from disk, float32, to write."""
     return open_language_model(
         directory,
         template=template,
         cache=directory.parent / "cache",
-        dtype=torch.float32,
-        fits=lambda _source, _network: None,
+        use=LanguageUse(torch.device("cpu"), tokens=0),
     )
 
 

@@ -20,6 +20,7 @@ from selfray.errors import InputError
 from selfray.evals.report_model import ReportModel
 from selfray.models.encoder_directory import replace_directory
 from selfray.models.language_model import LanguageModel
+from selfray.models.language_model_files import quiet, transformers_library
 from selfray.models.weights_file import load_exactly, read_tensors
 
 FORMAT = "selfray-report-model"
@@ -51,13 +52,14 @@ def save_report_model(
     language = model.language
     adapted = hasattr(model.network, "merge_and_unload")
     referenced = bool(language.source) and not whole and not model.fully_trained
-    if not referenced:
-        network = model.merged_network() if adapted else model.network
-        network.save_pretrained(new)
-        language.tokenizer.save_pretrained(new)
-    elif adapted:
-        model.network.save_pretrained(new)
-        (new / "README.md").unlink(missing_ok=True)  # peft's empty form
+    with quiet(transformers_library("a report model")):
+        if not referenced:
+            network = model.merged_network() if adapted else model.network
+            network.save_pretrained(new)
+            language.tokenizer.save_pretrained(new)
+        elif adapted:
+            model.network.save_pretrained(new)
+            (new / "README.md").unlink(missing_ok=True)  # peft's empty form
     projector = {n: t.detach().float().cpu() for n, t in model.projector.state_dict().items()}
     save_file(projector, new / "projector.safetensors")
     manifest = {

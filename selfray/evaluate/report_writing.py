@@ -32,9 +32,9 @@ from selfray.evaluate.patch_tokens import PatchTokens
 from selfray.evaluate.report_studies import ReportStudies, report_studies
 from selfray.feature_directory import Features
 from selfray.models.encoder import Encoder
-from selfray.models.language_memory import plan_memory, require_memory
+from selfray.models.language_memory import LanguageUse
 from selfray.models.language_model import LanguageModel, open_language_model
-from selfray.models.precision import has_fast_bfloat16
+from selfray.models.precision import computes_in_bfloat16
 from selfray.models.small_decoder import small_decoder
 from selfray.progress import progress_bar
 from selfray.report_config import ReportConfig, report_recipe, tiny
@@ -299,7 +299,7 @@ class _Judging:
             batch_size=config.batch_size,
             micro_batch=config.micro_batch,
             check_every=config.checkpoint_every,
-            bfloat16=computes_in_bfloat16(config, self.tokens.device),
+            bfloat16=computes_in_bfloat16(config.precision, self.tokens.device),
             activation_checkpointing=config.activation_checkpointing,
             image_dropout=config.image_dropout,
             seed=config.seed,
@@ -387,13 +387,6 @@ def training_stages(config: ReportConfig) -> list[TrainingStage]:
     return stages
 
 
-def computes_in_bfloat16(config: ReportConfig, device: torch.device) -> bool:
-    """Whether matrix products are in bfloat16: as asked for, or where the hardware has it."""
-    if config.precision == "auto":
-        return has_fast_bfloat16(device)
-    return config.precision == "bfloat16"
-
-
 def other_patients(patients: np.ndarray, seed: int) -> np.ndarray:
     """A permutation that gives every study another patient's.
 
@@ -433,31 +426,25 @@ def _language_model(
             vocabulary=decoder.vocabulary,
             seed=config.seed,
         )
-    language, bfloat16 = config.language, computes_in_bfloat16(config, device)
+    language, bfloat16 = config.language, computes_in_bfloat16(config.precision, device)
     trained = language.trained if language.steps else "none"
-    # What is trained needs float32, or small updates are lost.
-    dtype = torch.bfloat16 if bfloat16 and trained != "full" else torch.float32
     longest = visual_tokens + 2 * config.max_target_tokens  # as much again for the prompt
-
-    def fits(source: Path, network: torch.nn.Module) -> None:
-        plan = plan_memory(
-            network,
-            trained=trained,
-            lora_rank=language.lora_rank,
-            lora_targets=language.lora_targets,
-            dtype=dtype,
-            bfloat16=bfloat16,
-            tokens=min(config.micro_batch, config.batch_size) * longest,
-            activation_checkpointing=config.activation_checkpointing,
-        )
-        require_memory(plan, source, device)
-
+    use = LanguageUse(
+        device,
+        tokens=min(config.micro_batch, config.batch_size) * longest,
+        # What is trained needs float32, or small updates are lost.
+        dtype=torch.bfloat16 if bfloat16 and trained != "full" else torch.float32,
+        bfloat16=bfloat16,
+        trained=trained,
+        lora_rank=language.lora_rank if trained == "lora" else 0,
+        lora_targets=language.lora_targets,
+        activation_checkpointing=config.activation_checkpointing,
+    )
     return open_language_model(
         Path(config.language_model),
         template=config.prompt_template,
         cache=out.parent.parent / "language-models",
-        dtype=dtype,
-        fits=fits,
+        use=use,
     )
 
 
@@ -488,9 +475,8 @@ def _write(
             batch_size=_WRITING_BATCH,
             max_new_tokens=config.max_new_tokens,
             beams=config.beams,
-            guidance=config.guidance,
             candidates=config.candidates,
-            bfloat16=computes_in_bfloat16(config, model.device),
+            bfloat16=computes_in_bfloat16(config.precision, model.device),
         ):
             for place, text in zip(missing[batch].tolist(), texts, strict=True):
                 done[place] = text

@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from selfray.errors import InputError
 from selfray.models.huggingface import read_json
+from selfray.models.language_memory import LanguageUse, require_memory
 from selfray.models.language_model_files import (
-    Fits,
     converted_gguf,
     hash_of,
     network_without_weights,
@@ -96,7 +94,7 @@ class LanguageModel:
 
 
 def open_language_model(
-    source: Path, *, template: str, cache: Path, dtype: torch.dtype, fits: Fits
+    source: Path, *, template: str, cache: Path, use: LanguageUse
 ) -> LanguageModel:
     """Open a causal language model from disk, on the CPU.
 
@@ -106,15 +104,18 @@ def open_language_model(
         template: Text with `{image}` and `{prompt}`; empty for the model's chat template, or
             `PLAIN_TEMPLATE` where it has none.
         cache: Where a GGUF file is converted to, once.
-        dtype: Of the weights.
-        fits: Told the directory and the network without weights before weights are read; raises
-            when there is no memory for it.
+        use: What is done with it, for which there must be memory before weights are read.
 
     Raises:
         InputError: It is not there, damaged, of an unknown kind, has pickled weights only, needs
-            code of its own, has another tokenizer, or no token that ends a text.
+            code of its own, has another tokenizer, no token that ends a text, or no layer of a name
+            that adapters are asked for; or it does not fit into memory.
     """
     library = transformers_library(str(source))
+
+    def fits(place: Path, network: PreTrainedModel) -> None:
+        require_memory(network, place, use)
+
     with quiet(library):
         directory = converted_gguf(source, cache, fits) if source.suffix == ".gguf" else source
         config = read_config(directory)
@@ -124,7 +125,7 @@ def open_language_model(
         tokenizer = _read_tokenizer(directory)
         _require_same_vocabulary(tokenizer, empty, directory)
         end_id = _end_id(tokenizer, directory)
-        network = read_network(config, directory, dtype)
+        network = read_network(config, directory, use.dtype)
     notes = []
     pad_id = tokenizer.pad_token_id
     if pad_id is None or pad_id == end_id:
@@ -191,5 +192,5 @@ def _require_template(template: str) -> None:
     ) > template.index(PROMPT):
         raise InputError(
             f"the prompt template must have {IMAGE} once and, after it, {PROMPT} once. Set "
-            "--prompt-template."
+            "--report.prompt-template."
         )

@@ -7,9 +7,10 @@ trained as a whole.
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -226,9 +227,10 @@ def _read_gguf(file: Path, fits: Fits) -> tuple[Any, Any]:
         gguf.GGUFReader(file)
         config = AutoConfig.from_pretrained(file.parent, **where)
         fits(file, network_without_weights(config, file))
-        network: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, dtype=torch.float32, use_safetensors=True, **where
-        )
+        with redirect_stderr(io.StringIO()):  # a bar that the library has no switch for
+            network: Any = AutoModelForCausalLM.from_pretrained(
+                file.parent, dtype=torch.float32, use_safetensors=True, **where
+            )
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
     except (OSError, ValueError, RuntimeError, KeyError, IndexError) as cause:
         raise InputError(f"{file}: {one_line(cause)}. Copy it anew, or give another.") from cause

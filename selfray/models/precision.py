@@ -16,3 +16,13 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return torch.cpu._is_avx512_bf16_supported()
+
+
+def computes_in_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether matrix products are in bfloat16.
+
+    Args:
+        precision: `bfloat16`, `float32`, or `auto` for bfloat16 where the hardware has it.
+        device: Where they are computed.
+    """
+    return has_fast_bfloat16(device) if precision == "auto" else precision == "bfloat16"

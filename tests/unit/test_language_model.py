@@ -13,11 +13,12 @@ from report_model_data import CHAT, TEXTS, decoder, model_directory, opened
 
 from selfray.errors import InputError
 from selfray.models import language_memory
-from selfray.models.language_memory import MemoryPlan, plan_memory, require_memory
+from selfray.models.language_memory import LanguageUse, MemoryPlan, plan_memory
 from selfray.models.language_model import PLAIN_TEMPLATE, open_language_model
 from selfray.models.language_model_files import network_without_weights, read_config
 from selfray.models.small_decoder import small_decoder
 
+CPU = torch.device("cpu")
 # config.json of lmsys/vicuna-7b-v1.5.
 VICUNA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096,
@@ -169,37 +170,72 @@ def test_a_model_too_big_is_refused_before_its_weights_are_read(
     """The parameters are Vicuna-7B's, 6.74 billion; AdamW of float32 takes 16 bytes each."""
     directory = vicuna(tmp_path / "vicuna")
     monkeypatch.setattr(language_memory, "free_memory", lambda _device: 24_000_000_000)
-
-    def fits(source: Path, network: Any) -> None:
-        assert sum(p.numel() for p in network.parameters()) == 6_738_415_616
-        plan = plan_memory(
-            network, trained="full", lora_rank=0, lora_targets=(), dtype=torch.float32,
-            bfloat16=True, tokens=2048, activation_checkpointing=True,
-        )  # fmt: skip
-        require_memory(plan, source, torch.device("cpu"))
-
+    use = LanguageUse(
+        CPU, tokens=2048, bfloat16=True, trained="full", activation_checkpointing=True
+    )
     with pytest.raises(InputError) as error:
-        open_language_model(directory, template="", cache=tmp_path, dtype=torch.float32, fits=fits)
+        open_language_model(directory, template="", cache=tmp_path, use=use)
     message = str(error.value)
     assert "27.0 GB for weights, 80.9 GB for gradients and the optimizer" in message
     assert "cpu has 24.0 GB free" in message
+    assert "--report.language.trained lora" in message and "--report.micro-batch" in message
     assert "\n" not in message
+
+
+def test_writing_keeps_keys_and_values_and_no_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vicuna-7B: 32 blocks of a key and a value of 4096 numbers of 2 bytes are 0.5 MiB a token."""
+    directory = vicuna(tmp_path / "vicuna")
+    network = network_without_weights(read_config(directory), directory)
+    uses = [LanguageUse(CPU, tokens, torch.bfloat16, bfloat16=True) for tokens in (0, 1000)]
+    none, some = (plan_memory(network, use) for use in uses)
+    assert none == MemoryPlan(2 * 6_738_415_616, 0, 0)
+    assert some.weights == none.weights and some.optimizer == 0
+    a_block_and_logits = 1000 * (34 * 4096 + 8 * 32_000)
+    assert some.activations == 1000 * 2**19 + a_block_and_logits
+    monkeypatch.setattr(language_memory, "free_memory", lambda _device: 12_000_000_000)
+    with pytest.raises(
+        InputError, match=r"13\.5 GB for weights, 0\.9 GB for keys, values"
+    ) as error:
+        open_language_model(directory, template="", cache=tmp_path, use=uses[1])
+    assert "--report" not in str(error.value)  # nothing is trained
+
+
+def test_keys_and_values_are_planned_as_the_library_keeps_them(tmp_path: Path) -> None:
+    for name in ("llama", "qwen2", "gpt2", "opt"):
+        network = opened(model_directory(tmp_path / name, name)).network
+        with torch.no_grad():
+            cache = network(torch.zeros(3, 10, dtype=torch.long), use_cache=True).past_key_values
+        kept = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+        planned = plan_memory(network, LanguageUse(CPU, tokens=30)).activations
+        config = network.config
+        others = 30 * (34 * 2 * config.hidden_size + 8 * config.vocab_size)
+        assert planned - others == kept, name
+
+
+def test_adapters_of_layers_that_are_not_there_are_refused_before_weights_are_read(
+    tmp_path: Path,
+) -> None:
+    use = LanguageUse(CPU, 0, trained="lora", lora_rank=4, lora_targets=("q_proj", "v_prj"))
+    with pytest.raises(InputError, match=r"'v_prj', and no linear .* Did you mean 'v_proj'"):
+        open_language_model(vicuna(tmp_path / "vicuna"), template="", cache=tmp_path, use=use)
 
 
 def test_adapters_and_gradients_are_planned_as_peft_makes_them(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    for name, targets in (("llama", ("all-linear",)), ("llama", ("q_proj", "v_proj")),
+    for name, targets in (("llama", ("all-linear",)), ("llama", ("self_attn.q_proj", "v_proj")),
                           ("gpt2", ("all-linear",))):  # fmt: skip
         directory = tmp_path / f"{name}-{len(targets)}"
         if not directory.exists():
             model_directory(directory, name)
         config = read_config(directory)
         empty = network_without_weights(config, directory)
-        plan = plan_memory(
-            empty, trained="lora", lora_rank=4, lora_targets=targets, dtype=torch.bfloat16,
-            bfloat16=True, tokens=0, activation_checkpointing=False,
-        )  # fmt: skip
+        use = LanguageUse(
+            CPU, 0, torch.bfloat16, bfloat16=True, trained="lora", lora_rank=4, lora_targets=targets
+        )
+        plan = plan_memory(empty, use)
         real = opened(directory).network
         base = sum(p.numel() for p in real.parameters())
         modules = "all-linear" if targets == ("all-linear",) else list(targets)
@@ -231,10 +267,7 @@ def test_planned_activations_are_about_those_that_pytorch_keeps(name: str) -> No
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             network(torch.zeros(2, 128, dtype=torch.long))
-        plan = plan_memory(
-            network, trained="full", lora_rank=0, lora_targets=(), dtype=torch.float32,
-            bfloat16=False, tokens=256, activation_checkpointing=False,
-        )  # fmt: skip
+        plan = plan_memory(network, LanguageUse(CPU, tokens=256, trained="full"))
         kept.append((sum(s.nbytes() for s in storages.values()), plan.activations))
     measured, planned = (kept[1][i] - kept[0][i] for i in (0, 1))
     assert 0.75 < planned / measured < 1.5
