@@ -19,6 +19,7 @@ for seed in ${SEEDS:-0 1 2}; do
 done
 [ -f "$out/evaluation/results.jsonl" ] ||
   selfray evaluate "${runs[@]}" random:vit_pico/16@128 pixels:pca --data "$data" \
-    --out "$out/evaluation" --tasks classification metadata segmentation reports
+    --out "$out/evaluation" --tasks classification metadata segmentation reports \
+    --report.candidates 4
 selfray summary "$out"
 "${PYTHON:-.venv/bin/python}" scripts/draw_language_study.py "$out/evaluation" "$out/study.png"
