@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +34,14 @@ CHAT = (
 WIDTH = 32
 
 
-def decoder(seed: int = 0, width: int = WIDTH) -> LanguageModel:
+def decoder() -> LanguageModel:
     """The small decoder with a tokenizer of `TEXTS`."""
-    return small_decoder(TEXTS, width=width, depth=2, heads=2, vocabulary=300, seed=seed)
+    return copy.deepcopy(_decoder())
+
+
+@cache
+def _decoder() -> LanguageModel:
+    return small_decoder(TEXTS, width=WIDTH, depth=2, heads=2, vocabulary=300, seed=0)
 
 
 def architectures() -> dict[str, Any]:
@@ -61,6 +70,19 @@ def architectures() -> dict[str, Any]:
 
 def model_directory(directory: Path, name: str, **tokens: Any) -> Path:
     """Write a random network of an architecture with a tokenizer of `TEXTS` as safetensors."""
+    if tokens:
+        return _write_model(directory, name, **tokens)
+    return Path(shutil.copytree(_written_once(name).name, directory))
+
+
+@cache
+def _written_once(name: str) -> tempfile.TemporaryDirectory[str]:
+    kept = tempfile.TemporaryDirectory()
+    _write_model(Path(kept.name), name)
+    return kept
+
+
+def _write_model(directory: Path, name: str, **tokens: Any) -> Path:
     tokenizer = decoder().tokenizer
     for key, value in tokens.items():
         setattr(tokenizer, key, value)

@@ -145,24 +145,25 @@ def train_report_model(
         RunStopped: The loss is not finite.
     """
     _require_examples(train, validate)
+    described = _described(train, validate, stages, batch_size, image_dropout, seed)
+    record = _Record(out, described | {"word_steps": word_steps})
     if activation_checkpointing:
         model.network.gradient_checkpointing_enable({"use_reentrant": False})
     model.scale_by(train.tokens, train.rows)
     if word_steps:  # also when resuming: a projector that stays is in no checkpoint
         learn_words(model, train, validate, word_steps, seed)
-    described = _described(train, validate, stages, batch_size, image_dropout, seed)
     training = _Training(
         model,
         stages,
         _Computing(model, train, micro_batch, image_dropout, bfloat16),
         _Batches(train.lengths(), batch_size, seed),
         validate,
-        _Record(out, described | {"word_steps": word_steps}),
+        record,
         check_every,
         seed,
     )
     training.run()
-    return _with_best_weights(model, training.record)
+    return _with_best_weights(model, record)
 
 
 @dataclass

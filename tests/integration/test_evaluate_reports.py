@@ -20,6 +20,7 @@ from selfray.evaluate import report_writing as writing
 from selfray.evaluate.report_studies import report_studies
 from selfray.field_options import add_report_fields, report_config
 from selfray.generate import generate
+from selfray.models import language_memory
 from selfray.report_config import DecoderConfig, LanguageStage, ReportConfig
 from selfray.summary import write_summary
 
@@ -162,7 +163,8 @@ def test_what_cannot_be_computed_says_which_file_is_missing(lines):
 
 def test_reports_of_no_phantom_have_no_findings_read_and_say_so(tmp_path):
     data = write_dataset(tmp_path / "data", synthetic=False)
-    found = judged(data, tmp_path / "out", language=replace(CONFIG.language, steps=2))
+    found = judged(data, tmp_path / "out", language=replace(CONFIG.language, steps=2), seed=5)
+    assert [model.parent.name for model in (tmp_path / "out").rglob("model")] == ["seed-5"]
     clinical = [line for line in found if line["metric"].startswith("clinical")]
     assert clinical and all("chexbert.pth" in line["reason"] for line in clinical)
     assert value(found, "nearest-neighbour", "findings", "rouge_l") is not None
@@ -221,6 +223,13 @@ def test_generate_writes_for_files_what_the_evaluation_wrote(evaluation, data, t
         list(generate(evaluation, files))
     with pytest.raises(InputError, match="holds no report model"):
         list(generate(tmp_path, files))
+
+
+def test_a_report_model_that_does_not_fit_into_memory_is_refused(evaluation, tmp_path, monkeypatch):
+    Image.new("L", (SIDE, SIDE)).save(tmp_path / "black.png")
+    monkeypatch.setattr(language_memory, "free_memory", lambda device: 1000)
+    with pytest.raises(InputError, match=r"cpu has 0\.0 GB free. Write where there is more"):
+        list(generate(evaluation, [tmp_path / "black.png"], encoder=ENCODER))
 
 
 def test_the_model_of_another_encoder_is_refused(evaluation, tmp_path):
