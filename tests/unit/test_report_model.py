@@ -205,6 +205,35 @@ def test_the_projector_learns_and_the_frozen_language_model_does_not(tmp_path: P
         assert torch.equal(value, before[name]) != learned, name
 
 
+def test_stages_come_in_their_order_and_train_what_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = pairs()
+    model = report_model(decoder(), examples)
+    plain, found = ReportModel.loss_sum, []
+
+    def noted(self: ReportModel, *arguments: Any) -> Any:
+        if torch.is_grad_enabled():
+            found.append(
+                tuple(
+                    sum(p.requires_grad for p in part.parameters())
+                    for part in (self.projector.layers, self.network)
+                )
+            )
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(ReportModel, "loss_sum", noted)
+    of_projector, of_network = 4, len(list(model.network.parameters()))
+    stages = [
+        TrainingStage("none", 2, 1e-3),
+        TrainingStage("full", 1, 1e-3, projector=False),
+        TrainingStage("lora", 1, 1e-3, lora=LORA | {"targets": ("q_proj",)}),
+    ]
+    trained(model, encoded(model, examples), stages, tmp_path, micro_batch=4)
+    # An adapter is two matrices, here for each of two blocks.
+    assert found == [(of_projector, 0)] * 2 + [(0, of_network), (of_projector, 4)]
+
+
 def test_a_training_of_other_settings_is_not_gone_on_with(tmp_path: Path) -> None:
     examples = pairs()
     model = report_model(decoder(), examples)
