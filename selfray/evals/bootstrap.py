@@ -345,7 +345,9 @@ def seed_mean(seeds: Sequence[Estimate]) -> Estimate:
     generator = np.random.Generator(np.random.Philox(key=[0, _SEED_STREAM]))
     drawn = generator.integers(count, size=(len(resampled), count))
     deviations = (points - points.mean()) * np.sqrt(count / (count - 1))
-    variances = [float(np.nanvar(resampled)), float(points.var(ddof=1)) / count]
+    defined = resampled[~np.isnan(resampled)]
+    by_patients = float(defined.var()) if len(defined) else 0.0
+    variances = [by_patients, float(points.var(ddof=1)) / count]
     freedom = _degrees_of_freedom(variances, [seeds[0].evidence - 1, count - 1])
     return Estimate(
         float(points.mean()),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
+import psutil
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
@@ -179,6 +180,26 @@ def square_maps(
         ]
         maps[k] = label_map[np.ix_(*along)]
     return maps
+
+
+def require_memory(target: LabelMaps, side: int) -> None:
+    """Refuse label maps of training that cannot be held.
+
+    Args:
+        target: Whose.
+        side: Of the squares that decoders are trained on, pixels.
+
+    Raises:
+        InputError: Says what they need, and what there is.
+    """
+    images = sum(len(target.rows[split]) for split in SPLITS[:2])
+    needed, free = images * side**2 * 2, psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(
+            f"label maps of {images:,} images of {side} x {side} pixels need "
+            f"{needed / 2**30:,.0f} GiB of memory, and {free / 2**30:,.0f} are free. Give a smaller "
+            "--segmentation-size."
+        )
 
 
 def require_labels(target: LabelMaps, maps: dict[str, np.ndarray]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +21,10 @@ from selfray.evals.bootstrap import (
     mean_estimate,
     seed_mean,
 )
+from selfray.evals.clinical_metrics import CLINICAL_METRICS
 from selfray.evals.metrics import binary_resampled, calibration_resampled, real_resampled
 from selfray.evals.ranking import Rank, rank_encoders
+from selfray.evals.text_metrics import VARIANTS
 from selfray.evaluate.held_out import HeldOut, Judged
 
 LOWER_IS_BETTER = frozenset({"mae", "brier", "ece", "hd95", "asd"})
@@ -29,6 +32,8 @@ LOWER_IS_BETTER = frozenset({"mae", "brier", "ece", "hd95", "asd"})
 _SHARES = frozenset(
     {"auroc", "sensitivity_at_90_specificity", "sensitivity_at_80_specificity", "dice", "iou"}
 )
+CLINICAL = tuple(f"clinical_{metric}" for metric in CLINICAL_METRICS)
+_WITHIN_0_AND_1 = frozenset({"auprc", "brier", *CLINICAL, "radgraph_rg_er", *VARIANTS})
 MEAN_METRICS = ("auroc", "auprc")
 """Metrics whose mean over a family of targets is taken."""
 
@@ -130,8 +135,14 @@ def interval_of(estimate: Estimate, metric: str) -> Interval:
     left_out = len(estimate.resampled) - len(resampled)
     if math.isnan(estimate.point) or estimate.evidence < 2:
         return Interval(math.nan, math.nan, left_out)
-    if metric.endswith("_difference") or not (resampled == estimate.point).all():
+    if metric.endswith("_difference"):
         return estimate.interval()
+    if not (resampled == estimate.point).all():
+        bounds = estimate.interval()
+        if metric not in _SHARES | _WITHIN_0_AND_1:
+            return bounds
+        # What seeds add to the spread of the resamples knows no ends.
+        return replace(bounds, low=max(0.0, bounds.low), high=min(1.0, bounds.high))
     if metric not in _SHARES or estimate.point not in (0, 1):
         return Interval(math.nan, math.nan, left_out)
     patients = int(estimate.evidence)

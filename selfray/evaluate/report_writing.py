@@ -200,6 +200,7 @@ def judge_reports(
     tokens = open_tokens(np.sort(np.concatenate([of.rows for of in studies.values()])))
     _say_left_out(tokens.name, studies)
     judging = _Judging(tokens, data, config, studies)
+    judging.require_other_patients()
     tables = [judging.copied(NEAREST, out), judging.copied(MOST_FREQUENT, out)]
     for seed in seeds:
         tables += judging.written(replace(config, seed=seed), out / f"seed-{seed}")
@@ -222,6 +223,10 @@ class _Judging:
     data: RadiographDataset
     config: ReportConfig
     studies: dict[str, ReportStudies]
+
+    def require_other_patients(self) -> None:
+        """Refuse a test split of one patient before anything is trained."""
+        other_patients(self._patients(self.studies["test"]), 0)
 
     def copied(self, writer: str, out: Path) -> pa.Table:
         """Reports that are taken from the train split as they are."""

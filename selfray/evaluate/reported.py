@@ -46,6 +46,10 @@ _WITHOUT_READER = (
     "findings are not read: give --chexbert a folder with chexbert.pth (StanfordAIMI/RRG_scorers) "
     "and bert-base-uncased's config.json and vocab.txt"
 )
+_NO_INTERVAL = (
+    "no interval: every resample gives the same, or one patient at most is the evidence, which is no "
+    "certainty"
+)
 _UNDEFINED = {"rouge_l": "no reference has words of the letters a to z, which alone it sees"}
 _WITHOUT_RADGRAPH = (
     "not computed: give --radgraph a folder with the unpacked radgraph.tar.gz "
@@ -179,6 +183,8 @@ class _Scorer:
             line = self._line(encoder, writer, target, metric, estimate)
             if line["value"] is None:
                 line["reason"] = _UNDEFINED.get(metric, "no reference states it")
+            elif line["ci_low"] is None:
+                line["reason"] = _NO_INTERVAL
             yield line | ({"probe_seeds": n} if (n := of.seeds(writer)) > 1 else {})
         nothing = Estimate(math.nan, np.full(1, np.nan), np.full(1, np.nan), 0)
         if of.reader is None:

@@ -48,6 +48,7 @@ from selfray.evaluate.label_maps import (
     chosen_labels,
     label_masks,
     require_labels,
+    require_memory,
     seen_box,
     square_maps,
 )
@@ -68,6 +69,7 @@ labels every decoder was still rising, but a demo has no more time (docs/experim
 # Of the label maps that decoders are trained on. As fine as the finest decoder's logits, four
 # cells a patch, and 128 at least, so that a small encoder is not taught on steps.
 _LEAST_SIDE = 128
+_LARGEST_SIZE = 4096  # pixels, as of pre-training: beyond it only a slip can lie
 _BATCH = 32  # images at a time where no gradient is needed
 _SCALED_ON = 1024  # training images, at most, whose tokens give their scaling
 _SPACING = "pixel_spacing_mm"
@@ -141,6 +143,7 @@ def judge_segmentation(
     target = LabelMaps(data, chosen_labels(data, labels))
     box_of = seen_box(encoder)
     side = max(_LEAST_SIDE, 4 * max(encoder.grid))
+    require_memory(target, side)
     maps = {name: square_maps(target, target.rows[name], side, box_of) for name in SPLITS[:2]}
     require_labels(target, maps)
     for row in target.rows["test"]:  # before anything is trained
@@ -202,6 +205,8 @@ def encoder_at(encoder: Encoder, image_size: int) -> Encoder:
             "pixels only. Leave the size out."
         )
     patch = encoder.patch_size
+    if image_size > _LARGEST_SIZE:
+        raise InputError(f"segmentation size is {image_size}. It must be at most {_LARGEST_SIZE}.")
     if image_size < patch or image_size % patch:
         below = max(image_size // patch, 1) * patch
         raise InputError(

@@ -83,7 +83,8 @@ def _table(
         f"{note}<b>The {escaped(written)} of {n:,} test studies ({patients:,} patients), written "
         "and true.</b> 95 % intervals by resampling patients; of all, higher is better, at most 1. "
         + " ".join(f"<i>{escaped(_spoken(w))}</i>: {escaped(said)}." for w, said in WRITERS.items())
-        + " Bold and daggers compare encoders within a writer."
+        + " A number without an interval is one that every resample of the patients gives, which "
+        "is no certainty. Bold and daggers compare encoders within a writer."
         + best_legend(lines, "writer, of a column")
         + "".join(f" {escaped(reason[:1].upper() + reason[1:])}." for reason in sorted(missing))
     )

@@ -330,3 +330,31 @@ def test_the_options_that_a_task_names_give_the_same_task():
     options = task.options()
     assert options[-2:] == ["--chexbert", "weights"]
     assert report_config(parser.parse_args(options[:-2])) == task.config
+
+
+def test_a_test_split_of_one_patient_is_refused_before_training(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "train_report_model", lambda *a, **k: pytest.fail("trained"))
+    real = RadiographDataset.column
+
+    def column(self: RadiographDataset, name: str) -> np.ndarray:
+        values = real(self, name)
+        return np.full(len(values), "p", object) if name == "patient_id" else values
+
+    monkeypatch.setattr(RadiographDataset, "column", column)
+    with pytest.raises(InputError, match="24 of the 24 test studies"):
+        judged(data, tmp_path / "out")
+
+
+def test_intervals_over_seeds_stay_within_0_and_1_and_missing_ones_have_a_reason(data, tmp_path):
+    steps = replace(CONFIG.language, steps=4)
+    evaluate(
+        (ENCODER,), data.directory, tmp_path / "out", tasks=["reports"], probe_seeds=2,
+        report=ReportTask(replace(CONFIG, language=steps)),
+    )  # fmt: skip
+    found = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    for line in map(json.loads, found):
+        if "reference" not in line and line["value"] is not None:
+            if line["ci_low"] is None:
+                assert "no interval" in line["reason"]
+            else:
+                assert 0 <= line["ci_low"] <= line["value"] <= line["ci_high"] <= 1

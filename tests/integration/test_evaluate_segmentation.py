@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -22,7 +23,7 @@ from selfray.data.dataset import (
 )
 from selfray.errors import InputError
 from selfray.evals.segmentation_metrics import segmentation_metrics
-from selfray.evaluate import patch_tokens, segmentation
+from selfray.evaluate import label_maps, patch_tokens, segmentation
 from selfray.evaluate.label_maps import measured_box, seen_box
 from selfray.evaluate.segmentation import judge_segmentation
 from selfray.models.encoder import Encoder, Tokens
@@ -387,3 +388,13 @@ def test_images_without_content_teach_nothing_but_where_things_usually_are(tmp_p
     judged_by(tiny(), data, tmp_path / "out", decoders=["linear-fine-tuned"], steps=20)
     maps = sorted((tmp_path / "out" / "label_maps" / "linear-fine-tuned-0").iterdir())
     assert len({file.read_bytes() for file in maps}) == 1
+
+
+def test_sizes_beyond_reason_and_memory_are_refused(data, tmp_path, monkeypatch):
+    encoder = load_encoder("random:vit_pico/16@64")
+    with pytest.raises(InputError, match="must be at most 4096"):
+        judged_by(encoder, data, tmp_path / "large", image_size=102_400)
+    free = SimpleNamespace(available=1000)
+    monkeypatch.setattr(label_maps.psutil, "virtual_memory", lambda: free)
+    with pytest.raises(InputError, match="need 0 GiB of memory, and 0 are free"):
+        judged_by(encoder, data, tmp_path / "memory")
