@@ -47,8 +47,8 @@ _WITHOUT_READER = (
     "and bert-base-uncased's config.json and vocab.txt"
 )
 _NO_INTERVAL = (
-    "no interval: every resample gives the same, or one patient at most is the evidence, which is no "
-    "certainty"
+    "no interval: every resample gives the same, or one patient at most is the evidence, which is "
+    "no certainty"
 )
 _UNDEFINED = {"rouge_l": "no reference has words of the letters a to z, which alone it sees"}
 _WITHOUT_RADGRAPH = (

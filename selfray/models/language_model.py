@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from selfray.errors import InputError
 from selfray.models.huggingface import read_json
 from selfray.models.language_memory import LanguageUse, require_memory
@@ -126,6 +128,7 @@ def open_language_model(
         _require_same_vocabulary(tokenizer, empty, directory)
         end_id = _end_id(tokenizer, directory)
         network = read_network(config, directory, use.dtype)
+        _require_causal(network, directory)
     notes = []
     pad_id = tokenizer.pad_token_id
     if pad_id is None or pad_id == end_id:
@@ -139,6 +142,27 @@ def open_language_model(
     return LanguageModel(
         network, tokenizer, template, end_id, pad_id, str(source), hash_of(files), tuple(notes)
     )
+
+
+@torch.inference_mode()
+def _require_causal(network: PreTrainedModel, directory: Path) -> None:
+    """Refuse weights that are not finite, and a network whose tokens look ahead, as BERT's do.
+
+    Read by a network that looks ahead, a report would be copied in training and lost in writing.
+    """
+    for name, tensor in network.named_parameters():
+        if not tensor.isfinite().all():
+            raise InputError(f"{directory}: weights of {name} are not finite. Copy the model anew.")
+    # Two texts that differ in their last token alone.
+    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]])
+    logits = network(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    # Beyond what rounding may tell rows of a batch apart by, hundreds of its units.
+    rounding = 1e-4 if network.dtype == torch.float32 else 5e-2
+    if (logits[0] - logits[1]).abs().max() > rounding * logits.std():
+        raise InputError(
+            f"{directory} is no causal language model: what it says of a word depends on the words "
+            "after it. Give one that generates text, such as Llama, Qwen or GPT."
+        )
 
 
 def _read_tokenizer(directory: Path) -> Any:
@@ -183,7 +207,15 @@ def _chat_template(tokenizer: Any) -> str:
     if not tokenizer.chat_template:
         return ""
     said = [{"role": "user", "content": f"{IMAGE}\n{PROMPT}"}]
-    return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+    except TemplateError as cause:
+        raise InputError(
+            f"the chat template of the language model cannot be used ({one_line(cause)}). Give one "
+            "with {image} and {prompt} by --report.prompt-template."
+        ) from cause
 
 
 def _require_template(template: str) -> None:

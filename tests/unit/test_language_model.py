@@ -271,3 +271,27 @@ def test_planned_activations_are_about_those_that_pytorch_keeps(name: str) -> No
         kept.append((sum(s.nbytes() for s in storages.values()), plan.activations))
     measured, planned = (kept[1][i] - kept[0][i] for i in (0, 1))
     assert 0.75 < planned / measured < 1.5
+
+
+def test_a_network_that_looks_ahead_is_no_language_model(llama: Path) -> None:
+    """BERT's weights load as a causal model without its mask, and would see what they write."""
+    config = transformers.BertConfig(
+        vocab_size=len(json.loads((llama / "tokenizer.json").read_bytes())["model"]["vocab"]) + 2,
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.BertForMaskedLM(config).save_pretrained(llama)
+    edit(llama / "config.json", eos_token_id=1)
+    assert "no causal language model" in said(llama)
+
+
+def test_weights_that_are_not_finite_are_named(llama: Path) -> None:
+    network = transformers.AutoModelForCausalLM.from_pretrained(llama)
+    network.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
+    network.save_pretrained(llama)
+    assert "weights of model.layers.0.mlp.up_proj.weight are not finite" in said(llama)
+
+
+def test_a_chat_template_that_fails_is_said(tmp_path: Path) -> None:
+    directory = model_directory(tmp_path / "chat", "llama", chat_template="{{ nothing() }}")
+    assert "chat template of the language model cannot be used" in said(directory)
