@@ -7,7 +7,8 @@ import difflib
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +19,9 @@ from selfray.errors import InputError, nearest
 TEXT_COLUMNS = ("patient_id", "study_id", "split", "view", "sex", "site", "scanner", "report")
 NUMBER_COLUMNS = ("age_years", "weight_kg", "bmi", "pixel_spacing_mm")
 KNOWN_COLUMNS = ("file", *TEXT_COLUMNS, *NUMBER_COLUMNS)
+
+MAX_CHARACTERS = 1_000_000
+"""Of one value: as much as a report in a file of its own (`report_files.MAX_REPORT_BYTES`)."""
 
 MAX_CATEGORIES = 32
 """Different values of a column of text. Each becomes a target that needs some twenty images for and
@@ -71,12 +75,12 @@ def read_metadata_table(path: Path, files: Iterable[str]) -> MetadataTable:
 
     The column `file` holds a path below the ingested folder, or a file name, or a file name
     without suffix, where only one file has it. Known columns are `KNOWN_COLUMNS`; of these,
-    `pixel_spacing_mm` is that of the file. A column of another name is a finding if it holds
-    nothing but 1, 0 and empty, a number if all its values are, else a category of at most
-    `MAX_CATEGORIES` values. What may identify a patient is refused: text that is not shared, whole
-    numbers that nearly each patient has for itself, numbers of more than five digits or with
-    leading zeros. Ages above 120, pixels above 10 mm, and weights, BMIs and pixels that are not
-    positive, count as unknown.
+    `pixel_spacing_mm` is that of the file. A value has at most `MAX_CHARACTERS`. A column of
+    another name is a finding if it holds nothing but 1, 0 and empty, a number if all its values
+    are, else a category of at most `MAX_CATEGORIES` values. What may identify a patient is refused:
+    text that is not shared, whole numbers that nearly each patient has for itself, numbers of more
+    than five digits or with leading zeros. Ages above 120, pixels above 10 mm, and weights, BMIs
+    and pixels that are not positive, count as unknown.
 
     Args:
         path: UTF-8 CSV, separated by commas, or by semicolons or tabs, with which decimal commas
@@ -87,15 +91,7 @@ def read_metadata_table(path: Path, files: Iterable[str]) -> MetadataTable:
         InputError: What is wrong with which column or row (the header is row 1). The values
             themselves are not repeated: they may identify a patient.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as source:
-            delimiter = max(",;\t", key=source.readline().count)
-            source.seek(0)
-            header, *lines = list(csv.reader(source, strict=True, delimiter=delimiter)) or [[]]
-    except OSError as cause:
-        raise InputError(f"--table {path}: cannot be read ({cause.strerror})") from None
-    except (UnicodeDecodeError, csv.Error):
-        raise InputError(f"--table {path}: is no CSV in UTF-8. Save it as CSV UTF-8.") from None
+    header, *lines = _lines(path) or [[]]
     header = [name.strip() for name in header]
     _require_header(path, header)
     records = []
@@ -133,6 +129,36 @@ def read_metadata_table(path: Path, files: Iterable[str]) -> MetadataTable:
         rows=rows,
         unmatched=len(records) - len(rows),
     )
+
+
+def _lines(path: Path) -> list[list[str]]:
+    lines: list[list[str]] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as source, _room_for_reports():
+            delimiter = max(",;\t", key=source.readline().count)
+            source.seek(0)
+            for line in csv.reader(source, strict=True, delimiter=delimiter):
+                lines.append(line)
+    except OSError as cause:
+        raise InputError(f"--table {path}: cannot be read ({cause.strerror})") from None
+    except (UnicodeDecodeError, csv.Error) as cause:
+        if "field limit" in str(cause):
+            raise InputError(
+                f"--table {path}, row {len(lines) + 1}: a value has more than {MAX_CHARACTERS:,} "
+                "characters. Shorten it; if none is so long, a quotation mark is missing here."
+            ) from None
+        raise InputError(f"--table {path}: is no CSV in UTF-8. Save it as CSV UTF-8.") from None
+    return lines
+
+
+@contextmanager
+def _room_for_reports() -> Iterator[None]:
+    """The limit of `csv` is one for the whole process, and 131,072 characters."""
+    former = csv.field_size_limit(MAX_CHARACTERS)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(former)
 
 
 def _require_header(path: Path, header: list[str]) -> None:

@@ -1,5 +1,6 @@
 """The table of `ingest --table` is matched by name, and what is wrong in it is named."""
 
+import csv
 import zipfile
 from pathlib import Path
 
@@ -90,6 +91,18 @@ def test_what_is_wrong_with_a_table_is_said_in_one_line(tmp_path, text, message)
         read_metadata_table(table(tmp_path, text), FILES)
     assert message in str(error.value)
     assert "\n" not in str(error.value) and "Jane" not in str(error.value)
+
+
+def test_a_report_of_a_million_characters_is_read_and_a_longer_one_refused_by_its_row(tmp_path):
+    before = csv.field_size_limit()
+    report = "é" * 1_000_000
+    read = read_metadata_table(table(tmp_path, f"file,report\nthree,Clear\none,{report}\n"), FILES)
+    assert read.of("a/one.png") == {"report": report}
+    path = table(tmp_path, f"file,report\nthree,Clear\none,{report}e\n")
+    with pytest.raises(InputError, match=r"row 3: a value has more than 1,000,000 ch") as error:
+        read_metadata_table(path, FILES)
+    assert "\n" not in str(error.value) and "éé" not in str(error.value)
+    assert csv.field_size_limit() == before
 
 
 def many(count: int, name: str, values: list, patients: list | None = None) -> str:
