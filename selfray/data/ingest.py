@@ -40,6 +40,7 @@ from selfray.data.dicom import AcquisitionRecord
 from selfray.data.image_files import FoundImages, find_images
 from selfray.data.isolated import each_in_processes
 from selfray.data.metadata_table import MetadataTable, read_metadata_table, require_no_identifier
+from selfray.data.published_layouts import Place, published_place
 from selfray.data.radiograph import (
     INTENSITIES,
     MIN_SIDE,
@@ -47,7 +48,7 @@ from selfray.data.radiograph import (
     resize_shorter_side,
     to_eight_bits,
 )
-from selfray.data.report_files import ReportFiles, read_report_files
+from selfray.data.report_files import ReportFiles, by_count, listed, read_report_files
 from selfray.errors import BadImage, InputError, Interrupted
 from selfray.progress import progress_bar
 
@@ -62,6 +63,8 @@ SPLIT_SHARES = {"train": 0.7, "validate": 0.1, "test": 0.2}
 _ROWS_PER_SHARD = 512
 
 _COMMAND_FILE = "ingest.json"
+# Empty; there from the first image on that names its patient, so that a resumed run knows.
+_NAMED_FILE = "a-patient-is-named"
 
 _WHO_COUNTS_AS_A_PATIENT = (
     "; without patient identifier, a study or else an image counts as a patient of its own"
@@ -79,6 +82,7 @@ class ReportCounts:
         images_without_report: Images of the dataset that have none.
         without_image: Reports of which the dataset has no image.
         unread: How many files gave no report, by reason.
+        listing_images_of_others: Files that list an image of another report; they count as read.
         passed_over: Files that are neither XML nor text by name.
     """
 
@@ -88,6 +92,7 @@ class ReportCounts:
     images_without_report: int
     without_image: int
     unread: dict[str, int]
+    listing_images_of_others: int
     passed_over: int
 
     def __str__(self) -> str:
@@ -101,7 +106,9 @@ class ReportCounts:
         if self.without_image:
             parts.append(f"{self.without_image} reports have no image")
         if self.unread:
-            parts.append(f"{sum(self.unread.values())} files not read ({_listed(self.unread)})")
+            parts.append(f"{sum(self.unread.values())} files not read ({listed(self.unread)})")
+        if self.listing_images_of_others:
+            parts.append(f"{self.listing_images_of_others} reports list an image of another report")
         if self.passed_over:
             parts.append(f"{self.passed_over} other files passed over")
         line = "; ".join(parts)
@@ -126,6 +133,7 @@ class IngestCounts:
         passed_over: Files that are no images by name and content.
         closed_folders: Folders that cannot be opened.
         table_rows_without_file: Rows of the table that matched nothing.
+        patients_named: Whether table, header or a published layout names the patient of any image.
         reports: Of `--reports`; None without.
     """
 
@@ -137,12 +145,13 @@ class IngestCounts:
     passed_over: int
     closed_folders: int
     table_rows_without_file: int
+    patients_named: bool
     reports: ReportCounts | None = None
 
     def __str__(self) -> str:
         parts = [f"{self.images} images of {self.patients} patients"]
         if self.quarantined:
-            parts.append(f"{self.quarantined} files refused ({_listed(self.reasons)})")
+            parts.append(f"{self.quarantined} files refused ({listed(self.reasons)})")
         if self.passed_over:
             parts.append(f"{self.passed_over} other files passed over")
         if self.closed_folders:
@@ -156,6 +165,12 @@ class IngestCounts:
             line += (
                 f". No image is in {' and '.join(empty)}, and `selfray evaluate` needs all three "
                 "splits: add a column split to the table, or try another --seed"
+            )
+        if not self.patients_named:
+            line += (
+                "\nwarning: no image names its patient, in the table, its header or a published "
+                "layout: each study, or else each image, counts as a patient, and splits may part "
+                "a patient. Give the column patient_id in --table."
             )
         return f"{line}\n{self.reports}" if self.reports else line
 
@@ -179,11 +194,12 @@ def ingest(
 
     A file that cannot be used goes to `quarantine.jsonl` with its reason, and the run goes on.
     After an interruption the same command continues. Patients come from the table, else from
-    the headers; without one, a study counts as a patient, and without that an image (copies of
-    a file are one). Splits come from the table, else from a hash of patient and seed: 70 % train,
-    10 % validate, 20 % test. Values of the table win over those of a header. A table that gives
-    patients or splits must give them for every image: two ways of naming patients, mixed, would
-    put one into two splits.
+    the headers, else from paths as MIMIC-CXR and OpenI have them
+    (`published_layouts.published_place`); without one, a study counts as a patient, and without
+    that an image (copies of a file are one). Splits come from the table, else from a hash of
+    patient and seed: 70 % train, 10 % validate, 20 % test. Values of the table win over those of a
+    header. A table that gives patients or splits must give them for every image: two ways of naming
+    patients, mixed, would put one into two splits.
 
     Args:
         source: Folder, searched with its subfolders, links followed; hidden files are not read.
@@ -242,7 +258,9 @@ def ingest(
         dataset = writer.finish(
             refused, {"report_files": asdict(report_counts)} if report_counts else {}
         )
-        (out / _COMMAND_FILE).unlink()
+        patients_named = (out / _NAMED_FILE).exists()
+        for name in (_COMMAND_FILE, _NAMED_FILE):
+            (out / name).unlink(missing_ok=True)
     return IngestCounts(
         images=len(dataset),
         patients=dataset.info["counts"]["patients"],
@@ -252,6 +270,7 @@ def ingest(
         passed_over=found.others,
         closed_folders=found.closed_folders,
         table_rows_without_file=metadata.unmatched,
+        patients_named=patients_named,
         reports=report_counts,
     )
 
@@ -285,7 +304,8 @@ def _count_reports(
         images_with_report=having,
         images_without_report=len(files) - having,
         without_image=len(written.reports) - len(used),
-        unread=_by_count(written.unread),
+        unread=by_count(written.unread),
+        listing_images_of_others=written.listing_images_of_others,
         passed_over=written.passed_over,
     )
 
@@ -330,23 +350,14 @@ def _read_files(
 
 def _by_reason(records: list[dict[str, str]]) -> dict[str, int]:
     """How many files were refused for each reason, the most frequent first."""
-    return _by_count(Counter(record["reason"] for record in records))
-
-
-def _by_count(counts: Counter[str]) -> dict[str, int]:
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _listed(reasons: dict[str, int]) -> str:
-    parts = [f"{count}: {reason}" for reason, count in reasons.items()]
-    return "; ".join(parts[:5]) + ("; …" if len(parts) > 5 else "")
+    return by_count(Counter(record["reason"] for record in records))
 
 
 def _require_rows(writer: DatasetWriter, source: Path, refused: list[dict[str, str]]) -> None:
     if not writer.shards:
         writer.discard()
         raise InputError(
-            f"{source}: none of {len(refused)} images can be used. {_listed(_by_reason(refused))}."
+            f"{source}: none of {len(refused)} images can be used. {listed(_by_reason(refused))}."
         )
 
 
@@ -429,6 +440,7 @@ class _RowMaker:
     ) -> None:
         self._hashes, self._metadata, self._seed = hashes, metadata, seed
         self._reports = reports
+        self._named = writer.partial / _NAMED_FILE
         written = (writer.written(column) for column in ("patient_id", "split"))
         self._split_of: dict[str, str] = dict(zip(*written, strict=True))
 
@@ -441,8 +453,10 @@ class _RowMaker:
         """
         known = self._metadata.of(file)
         report = self._reports.key_of(file)
-        study_key = known.get("study_id") or decoded.record.study_key or report
-        patient = self._patient(known, study_key, decoded)
+        place = published_place(file)
+        study_key = known.get("study_id") or decoded.record.study_key
+        study_key = study_key or (place.study if place else report)
+        patient = self._patient(known, study_key, place, decoded)
         study = self._hashes.of("study", f"{patient}\0{study_key or file}")
         header = {
             column: getattr(decoded.record, column)
@@ -462,16 +476,22 @@ class _RowMaker:
             "source_file": name,
         }
 
-    def _patient(self, known: dict[str, Any], study_key: str | None, decoded: _Decoded) -> str:
+    def _patient(
+        self,
+        known: dict[str, Any],
+        study_key: str | None,
+        place: Place | None,
+        decoded: _Decoded,
+    ) -> str:
         if self._metadata.gives_patients and "patient_id" not in known:
             raise BadImage("has no patient_id in the table, which gives the patients")
         # Kinds, so that a study or a file can never fall together with an identifier.
-        for kind, value in (
-            ("patient", known.get("patient_id") or decoded.record.patient_key),
-            ("patient of study", study_key),
-        ):
-            if value:
-                return self._hashes.of(kind, value)
+        identifier = known.get("patient_id") or decoded.record.patient_key
+        if identifier := identifier or (place and place.patient):
+            self._named.touch()
+            return self._hashes.of("patient", identifier)
+        if study_key:
+            return self._hashes.of("patient of study", study_key)
         # By content and not by name: a copy in another folder stays in the same split.
         return self._hashes.of("patient of file", decoded.file_sha256)
 

@@ -17,10 +17,12 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 from xml.etree import ElementTree
 
+from selfray.data.published_layouts import openi_number
 from selfray.data.report_text import Sections, count_sections, parse_report
 from selfray.errors import InputError
 from selfray.progress import progress_bar
@@ -31,9 +33,12 @@ MAX_REPORT_BYTES = 1_000_000
 MAX_ARCHIVE_BYTES = 4_000_000_000
 """Unpacked; the 227,835 reports of MIMIC-CXR have some 250 million."""
 
+MAX_REASONS = 20
+"""In a line. Reports have fewer; the reasons of images may hold sizes in pixels."""
+
 _SUFFIXES = (".xml", ".txt")
 # Of "CXR1000_IM-0003-1001.png" and "CXR1_1_IM-0001-3001.png"; the DICOM files are without.
-_PNG_PREFIX = re.compile(r"^CXR(?:\d+_(?=\d+_))?")
+_PNG_PREFIX = re.compile(r"^CXR(?:(\d+)_(?=\1_))?")
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError)
 
 
@@ -46,20 +51,23 @@ class ReportFiles:
         key_of_image: Key by name of an image without suffix, where the file of a report lists its
             images (OpenI).
         unread: How many files gave no report, by reason.
+        listing_images_of_others: How many files list an image that is another report's.
         passed_over: How many files are neither XML nor text by name.
     """
 
     reports: dict[str, str] = field(default_factory=dict)
     key_of_image: dict[str, str] = field(default_factory=dict)
     unread: Counter[str] = field(default_factory=Counter)
+    listing_images_of_others: int = 0
     passed_over: int = 0
 
     def key_of(self, file: str) -> str | None:
         """Which report an image belongs to, or None.
 
         It is the one that lists the image by name (OpenI, `CXR1000_IM-0003-1001`, or without `CXR`,
-        as its DICOM files are called); else the one that is called as the image; else the one that
-        is called as a folder in which the image lies (MIMIC-CXR, `s50414267`), the nearest first.
+        as its DICOM files are called), else the one of its number; else the one that is called as
+        the image; else the one that is called as a folder in which the image lies (MIMIC-CXR,
+        `s50414267`), the nearest first.
 
         Args:
             file: Path of the image below the ingested folder, with `/`.
@@ -68,7 +76,7 @@ class ReportFiles:
         stem = path.name.split(".")[0]
         if stem in self.key_of_image:
             return self.key_of_image[stem]
-        names = (stem, *(folder.name for folder in path.parents))
+        names = (openi_number(stem), stem, *(folder.name for folder in path.parents))
         return next((name for name in names if name in self.reports), None)
 
     @property
@@ -113,12 +121,25 @@ def read_report_files(path: Path) -> ReportFiles:
             except _Unread as reason:
                 found.unread[str(reason)] += 1
     if not found.reports:
-        reasons = "; ".join(f"{count}: {reason}" for reason, count in found.unread.most_common(3))
+        reasons = listed(by_count(found.unread))
         raise InputError(
             f"--reports {path}: no report found" + (f" ({reasons})" if reasons else "") + ". Give "
             "the XML files of OpenI or the text files of MIMIC-CXR, as a folder, .zip or .tgz."
         )
     return found
+
+
+def by_count(reasons: Counter[str]) -> dict[str, int]:
+    """Counts by reason, the most frequent first."""
+    return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+
+
+def listed(reasons: dict[str, int]) -> str:
+    """Reasons with their counts, in a line; those behind `MAX_REASONS` together."""
+    shown = dict(list(reasons.items())[:MAX_REASONS])
+    others = sum(reasons.values()) - sum(shown.values())
+    parts = [f"{count}: {reason}" for reason, count in shown.items()]
+    return "; ".join([*parts, f"{others}: other reasons"] if others else parts)
 
 
 class _Unread(Exception):
@@ -142,10 +163,13 @@ def _add(found: ReportFiles, name: PurePosixPath, content: bytes) -> None:
         raise _Unread("is empty")
     if name.stem in found.reports:
         raise _Unread("has the name of one read before")
-    if any(image in found.key_of_image for image in images):
-        raise _Unread("lists an image of one read before")
     found.reports[name.stem] = text
-    found.key_of_image.update(dict.fromkeys(images, name.stem))
+    taken = [image for image in images if image in found.key_of_image]
+    found.listing_images_of_others += bool(taken)
+    # Of two reports that list an image, the one of its number has it, whichever is read first.
+    own = {image for image in images if openi_number(image) == name.stem}
+    free = set(images) - (set(taken) - own)
+    found.key_of_image.update(dict.fromkeys(sorted(free), name.stem))
 
 
 def _decoded(content: bytes) -> str:
@@ -271,11 +295,10 @@ def _of_tar(path: Path, stream: IO[bytes] | gzip.GzipFile) -> _Contents:
             if not member.isreg() or name.name.startswith("."):
                 continue
 
-            def read(member: tarfile.TarInfo = member) -> bytes:
-                content = archive.extractfile(member)
-                return content.read(MAX_REPORT_BYTES + 1) if content else b""
-
-            yield name, read
+            # At once, since `_contents` tells of damage only while it is asked for the next file.
+            packed = archive.extractfile(member)
+            content = packed.read(MAX_REPORT_BYTES + 1) if packed else b""
+            yield name, partial(bytes, content)
 
 
 class _Bounded(io.RawIOBase):
