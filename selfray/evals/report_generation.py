@@ -72,7 +72,7 @@ def generate_reports(
             model.device.type, torch.bfloat16, enabled=bfloat16
         ):  # fmt: skip
             if candidates > 1:
-                found = _most_informative(model, images, texts, settings, rows[batch], candidates)
+                found = _most_informative(model, images, texts, settings, candidates)
             else:
                 found = _likeliest(model, images, texts, settings)
         yield batch, [language.text(report) for report in found]
@@ -90,17 +90,17 @@ def _most_informative(
     images: np.ndarray,
     texts: list[list[int]],
     settings: GenerationConfig,
-    rows: np.ndarray,
     candidates: int,
 ) -> list[list[int]]:
     """Of reports drawn at random, those of the highest log p(report | image) - log p(report)."""
     seen = torch.ones(len(texts), dtype=torch.bool, device=model.device)
     embedded = model.embeddings(images, texts, seen)
+    keys = model.image_keys(images)
     best, scores = [[] for _ in texts], torch.full((len(texts),), -math.inf)
     for candidate in range(candidates):
         reports = [
             model.language.ended(report)
-            for report in _generated(model, embedded, settings, [_Drawn(rows, candidate)])
+            for report in _generated(model, embedded, settings, [_Drawn(keys, candidate)])
         ]
         unseen = model.losses(images, texts, reports, ~seen)
         score = (unseen - model.losses(images, texts, reports, seen)).cpu()
@@ -125,15 +125,16 @@ class _Drawn:
     """Makes the likeliest word a random one, drawn from the scores: the Gumbel-max trick.
 
     Args:
-        rows: Image of each report, int [B]: what is drawn for it depends on nothing else.
+        keys: Of the image of each report, [B], 0 to 2**64 - 1: what is drawn for it depends on
+            nothing else.
         candidate: Which draw.
 
     Reference:
         Nucleus: Holtzman et al., The curious case of neural text degeneration, ICLR 2020.
     """
 
-    def __init__(self, rows: np.ndarray, candidate: int) -> None:
-        self._rows, self._candidate, self._step = rows, candidate, 0
+    def __init__(self, keys: Sequence[int], candidate: int) -> None:
+        self._keys, self._candidate, self._step = keys, candidate, 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [B, vocabulary] with noise, and none outside the nucleus."""
@@ -141,10 +142,10 @@ class _Drawn:
         outside = shares.cumsum(dim=-1) - shares > _NUCLEUS
         noise = np.stack(
             [
-                generator_at(self._candidate, Purpose.AUGMENTATION, self._step, int(row)).gumbel(
+                generator_at(self._candidate, Purpose.AUGMENTATION, self._step, key).gumbel(
                     size=scores.shape[-1]
                 )
-                for row in self._rows
+                for key in self._keys
             ]
         )
         self._step += 1

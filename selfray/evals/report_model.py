@@ -170,6 +170,22 @@ class ReportModel(nn.Module):
             patches = F.adaptive_avg_pool2d(patches.movedim(-1, 1), side).movedim(1, -1)
         return patches.flatten(1, 2)
 
+    def image_keys(self, tokens: np.ndarray) -> list[int]:
+        """A number for each image that depends on its content alone, for what is drawn at random.
+
+        Bits say on which side of the training images' mean 64 channels lie, on average over
+        the places, so that rounding by another batch or machine next to never changes them.
+
+        Args:
+            tokens: [B, h, w, D].
+
+        Returns:
+            B numbers, 0 to 2**64 - 1.
+        """
+        apart = (self._patches(tokens) - self.projector.mean).mean(dim=1)[:, :64]
+        above = (apart > 0).cpu().numpy()
+        return [int("".join("1" if bit else "0" for bit in row), 2) for row in above]
+
     def visual_count(self, tokens: np.ndarray) -> int:
         """How many visual tokens an image of [N, h, w, D] has."""
         return self.visual_side**2 or tokens.shape[1] * tokens.shape[2]

@@ -205,7 +205,11 @@ def test_an_interrupted_writing_goes_on_with_what_is_there(data, evaluation, tmp
     assert not list((tmp_path / "out").rglob(".*.jsonl"))
 
 
-def test_generate_writes_for_files_what_the_evaluation_wrote(evaluation, data, tmp_path, capsys):
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_generate_writes_for_files_what_the_evaluation_wrote(data, tmp_path, candidates):
+    """Drawn reports too: what is drawn depends on the image, not on its place."""
+    evaluation = tmp_path / "evaluation"
+    judged(data, evaluation, ENCODER, "pixels:pca", image_dropout=0.1, candidates=candidates)
     rows = data.rows("test")[:4]
     files = []
     for row in rows.tolist():

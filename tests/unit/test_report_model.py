@@ -318,7 +318,7 @@ def test_words_are_drawn_as_often_as_they_are_likely() -> None:
     shares = np.array([0.06, 0.6, 0.04, 0.3])
     draws = 4000
     scores = torch.from_numpy(np.log(shares)).float().expand(draws, 4)
-    drawn = _Drawn(np.arange(draws), 0)(torch.zeros(draws, 0), scores).argmax(dim=1)
+    drawn = _Drawn(range(draws), 0)(torch.zeros(draws, 0), scores).argmax(dim=1)
     expected = np.array([0.06, 0.6, 0.0, 0.3]) / 0.96
     found = np.bincount(drawn.numpy(), minlength=4) / draws
     # Four standard deviations of a share of 4,000 draws, at most 0.0316.
@@ -342,7 +342,7 @@ def test_the_candidate_that_the_image_tells_most_about_is_taken(learned: Any) ->
             report = model.network.generate(
                 inputs_embeds=embedded, generation_config=settings,
                 attention_mask=torch.ones(embedded.shape[:2]),
-                logits_processor=[_Drawn(np.array([0]), candidate)],
+                logits_processor=[_Drawn(model.image_keys(one.tokens[:1]), candidate)],
             )[0].tolist()  # fmt: skip
             end = report.index(model.language.end_id) + 1
             logits = [
