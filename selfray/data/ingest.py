@@ -255,12 +255,9 @@ def ingest(
         _require_rows(writer, source, refused)
         _require_no_identifier(table, metadata, writer)
         report_counts = _count_reports(written, names, writer) if reports else None
-        dataset = writer.finish(
-            refused, {"report_files": asdict(report_counts)} if report_counts else {}
-        )
-        patients_named = (out / _NAMED_FILE).exists()
-        for name in (_COMMAND_FILE, _NAMED_FILE):
-            (out / name).unlink(missing_ok=True)
+        counted = {"report_files": asdict(report_counts)} if report_counts else {}
+        dataset = writer.finish(refused, counted)
+        _remove_notes(out)
     return IngestCounts(
         images=len(dataset),
         patients=dataset.info["counts"]["patients"],
@@ -270,7 +267,7 @@ def ingest(
         passed_over=found.others,
         closed_folders=found.closed_folders,
         table_rows_without_file=metadata.unmatched,
-        patients_named=patients_named,
+        patients_named=rows.patients_named,
         reports=report_counts,
     )
 
@@ -428,7 +425,11 @@ class _Hashes:
 
 
 class _RowMaker:
-    """Joins what file, header and table say of an image into a row of the dataset."""
+    """Joins what file, header and table say of an image into a row of the dataset.
+
+    Attributes:
+        patients_named: Whether the patient of any image was named, in a run before included.
+    """
 
     def __init__(
         self,
@@ -440,7 +441,8 @@ class _RowMaker:
     ) -> None:
         self._hashes, self._metadata, self._seed = hashes, metadata, seed
         self._reports = reports
-        self._named = writer.partial / _NAMED_FILE
+        self._named_file = writer.partial / _NAMED_FILE
+        self.patients_named = self._named_file.exists()
         written = (writer.written(column) for column in ("patient_id", "split"))
         self._split_of: dict[str, str] = dict(zip(*written, strict=True))
 
@@ -488,7 +490,9 @@ class _RowMaker:
         # Kinds, so that a study or a file can never fall together with an identifier.
         identifier = known.get("patient_id") or decoded.record.patient_key
         if identifier := identifier or (place and place.patient):
-            self._named.touch()
+            if not self.patients_named:
+                self._named_file.touch()
+            self.patients_named = True
             return self._hashes.of("patient", identifier)
         if study_key:
             return self._hashes.of("patient of study", study_key)
@@ -603,6 +607,12 @@ def _require_same_command(
             f"{writer.partial} was begun with another {' and '.join(differing)}. Repeat the "
             "command that began it, or remove it."
         )
+
+
+def _remove_notes(out: Path) -> None:
+    """Remove what only an unfinished ingest needs."""
+    for name in (_COMMAND_FILE, _NAMED_FILE):
+        (out / name).unlink(missing_ok=True)
 
 
 def _create_private(path: Path) -> io.TextIOWrapper:
