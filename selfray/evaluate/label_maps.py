@@ -197,8 +197,8 @@ def require_memory(target: LabelMaps, side: int) -> None:
     if needed > free:
         raise InputError(
             f"label maps of {images:,} images of {side} x {side} pixels need "
-            f"{needed / 2**30:,.0f} GiB of memory, and {free / 2**30:,.0f} are free. Give a smaller "
-            "--segmentation-size."
+            f"{needed / 2**30:,.0f} GiB of memory, and {free / 2**30:,.0f} are free. Give a "
+            "smaller --segmentation-size."
         )
 
 
