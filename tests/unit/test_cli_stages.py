@@ -64,6 +64,7 @@ CALLS: list[tuple[str, str, str, dict[str, Any]]] = [
          "probes": ["sgd", "linear"], "columns": ["view", "site"], "label_efficiency": False,
          "sites": True, "probe_seeds": 2, "decoders": ("linear",), "preset": None,
          "labels": (), "decoder_steps": None, "segmentation_size": None,
+         "report": None,
          "training_lists": [("a", Path("t"))], "baseline": "b", "seed": 3},
     ),
     (

@@ -406,6 +406,8 @@ def test_a_saved_model_writes_the_same_reports_and_prints_nothing(
     kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     examples = pairs()
+    # Other libraries in the same process may have switched the bars off.
+    transformers.utils.logging.enable_progress_bar()
     source = model_directory(tmp_path / "base", "llama")
     model = report_model(decoder() if kind == "decoder" else opened(source), examples)
     mode = {"decoder": "full", "frozen": "none", "full": "full"}.get(kind, "lora")
