@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +22,7 @@ from selfray.errors import InputError, nearest
 from selfray.models.encoder import Encoder, Tokens
 from selfray.models.huggingface import PICKLED_WEIGHTS, WEIGHTS, read_json
 from selfray.models.image_processor import read_image_processor
+from selfray.models.language_model_files import quiet
 from selfray.models.weights_file import check_names, read_tensors, sha256_of
 
 Pooled = Literal["pooler", "first", "mean"]
@@ -214,7 +214,7 @@ def _configuration(
         raise InputError(f"{file}: vision_config is missing. Take the file of the whole model.")
     network = getattr(transformers, kind.network)
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             if kind.whole:
                 config = getattr(transformers, kind.whole).from_dict(settings).vision_config
             else:
@@ -282,7 +282,7 @@ def _loaded(network: Any, kind: _Kind, config: Any, files: list[Path]) -> nn.Mod
     import transformers
 
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             model, info = network.from_pretrained(
                 None,
                 **kind.arguments,
@@ -313,18 +313,3 @@ def _loaded(network: Any, kind: _Kind, config: Any, files: list[Path]) -> nn.Mod
 
 def _one_line(cause: Exception) -> str:
     return " ".join(str(cause).split()).rstrip(".")
-
-
-@contextmanager
-def _quiet(transformers: ModuleType) -> Iterator[None]:
-    """No tables and progress bars of transformers: errors say the same in one line."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
