@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from selfray import pretrain
+from selfray import pretrain, run_loop
 from selfray.config import PretrainConfig
 from selfray.data.block_masks import block_mask, masked_counts
 from selfray.data.loader import CropBatch
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    pretrain.keep_freed_memory()
+    run_loop.keep_freed_memory()
     config = recipe(arguments.recipe)
     batch = random_batch(config)
 

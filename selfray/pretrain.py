@@ -9,17 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
-import psutil
 import torch
 from torch import Tensor
 
 from selfray import distributed
-from selfray.config import PretrainConfig, validate
+from selfray.config import PretrainConfig
 from selfray.data.crops import MultiCrop
 from selfray.data.dataset import RadiographDataset
-from selfray.data.loader import BATCHES_HELD, CropBatch, CropLoader
-from selfray.errors import InputError, Interrupted
+from selfray.data.loader import CropBatch, CropLoader
+from selfray.errors import Interrupted
 from selfray.initialise import initialise
 from selfray.objectives.optimizer import (
     build_optimizer,
@@ -28,24 +26,21 @@ from selfray.objectives.optimizer import (
 )
 from selfray.objectives.schedules import cosine, linear
 from selfray.objectives.student_teacher import StudentTeacher
-from selfray.run_directory import RunDirectory
 from selfray.run_encoder import write_run_encoder
 from selfray.run_loop import (
     StreakAlarm,
     alike,
     autocast,
+    begin,
     build_probe,
     collected_signals,
     finish,
-    keep_freed_memory,
-    open_data,
+    open_run,
     probe_now,
     require_finite,
     restore,
     save,
-    say,
     show_step,
-    slots_of_rank,
     speed,
     step_progress,
     stop_if_fallen,
@@ -69,26 +64,17 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: str = "auto") -> Path
         Interrupted: SIGINT or SIGTERM; the state is saved.
         RunStopped: The loss is not finite, or the guard found the probe falling.
     """
-    validate(config)
-    device = distributed.start()
-    datasets = open_data(config)
-    run = RunDirectory(out, config, [d.fingerprint for d in datasets], resume)
-    if run.done:
-        say(f"{out} is finished ({(out / 'DONE').read_text().strip()}); nothing to do.")
+    opened = open_run(config, out, resume)
+    if opened is None:
         return out
-    slots = slots_of_rank(config)
-    _require_memory(config, slots.stop - slots.start)
+    run, datasets, device, slots = opened
     loader = build_loader(config, datasets, slots)
     networks, origins, fresh_head = initialise(config)
     networks.to(device)
     optimizer = build_run_optimizer(config, networks)
     probe = build_probe(config, datasets, device)
-    distributed.barrier()  # every rank has looked at the run directory
-    if distributed.rank() == 0:
-        run.begin()
+    begin(run)
     first = restore(run, networks, optimizer, origins)
-    keep_freed_memory()
-    cv2.setNumThreads(1)
     frozen_steps = config.head_warmup if fresh_head else 0
     alarm = CollapseAlarm(config.heads.prototypes)
     precision = autocast(config, device)
@@ -210,19 +196,6 @@ def build_run_optimizer(config: PretrainConfig, networks: StudentTeacher) -> tor
         patch_embed_factor=config.optimizer.patch_embed_factor,
         betas=(config.optimizer.beta1, config.optimizer.beta2),
     )
-
-
-def _require_memory(config: PretrainConfig, images: int) -> None:
-    """Refuse crops that cannot be held, before the system begins to swap."""
-    c = config.crops
-    pixels = images * (2 * c.global_size**2 + c.local_count * c.local_size**2)
-    needed, free = pixels * BATCHES_HELD, psutil.virtual_memory().available
-    if needed > free:
-        raise InputError(
-            f"the crops of batch_size {config.batch_size} take {needed / 2**30:,.0f} GiB on a rank "
-            f"(8 bit, {BATCHES_HELD} batches at a time), and {free / 2**30:,.0f} GiB of memory are "
-            "free. Lower batch_size or crops.local_count."
-        )
 
 
 def build_loader(

@@ -13,18 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
-import psutil
 import torch
 from torch import Tensor
 
 from selfray import distributed
-from selfray.config import ContrastiveConfig, validate
+from selfray.config import ContrastiveConfig
 from selfray.data.crops import OneCrop
 from selfray.data.dataset import write_atomically
-from selfray.data.loader import BATCHES_HELD, Place
+from selfray.data.loader import Place
 from selfray.data.report_loader import PairBatch, ReportLoader, Supervised, with_reports
-from selfray.errors import InputError, Interrupted
+from selfray.errors import Interrupted
 from selfray.initialise import initialise_image_text
 from selfray.models.text_encoder import (
     TOKENIZER,
@@ -42,18 +40,16 @@ from selfray.run_loop import (
     StreakAlarm,
     alike,
     autocast,
+    begin,
     build_probe,
     collected_signals,
     finish,
-    keep_freed_memory,
-    open_data,
+    open_run,
     probe_now,
     require_finite,
     restore,
     save,
-    say,
     show_step,
-    slots_of_rank,
     speed,
     step_progress,
     stop_if_fallen,
@@ -77,29 +73,20 @@ def pretrain_language(config: ContrastiveConfig, out: Path, *, resume: str = "au
         Interrupted: SIGINT or SIGTERM; the state is saved.
         RunStopped: The loss is not finite, or the guard found the probe falling.
     """
-    validate(config)
-    device = distributed.start()
-    datasets = open_data(config)
-    run = RunDirectory(out, config, [d.fingerprint for d in datasets], resume)
-    if run.done:
-        say(f"{out} is finished ({(out / 'DONE').read_text().strip()}); nothing to do.")
+    opened = open_run(config, out, resume)
+    if opened is None:
         return out
-    slots = slots_of_rank(config)
-    _require_memory(config, slots.stop - slots.start)
+    run, datasets, device, slots = opened
     supervised = with_reports(datasets, "train")
     given = _given_text_encoder(config)
     probe = build_probe(config, datasets, device)
-    distributed.barrier()  # every rank has looked at the run directory
-    if distributed.rank() == 0:
-        run.begin()
+    begin(run)
     text_encoder = given or _own_text_encoder(run, config, supervised)
     networks, origins = initialise_image_text(config, text_encoder)
     networks.to(device)
     optimizer = build_language_optimizer(config, networks)
     loader = build_report_loader(config, supervised.places, networks.text_encoder.fits, slots)
     first = restore(run, networks, optimizer, [_of_reports(supervised), *origins])
-    keep_freed_memory()
-    cv2.setNumThreads(1)
     alarm = StreakAlarm("try a lower optimizer.learning-rate or more sentences (--text.sentences).")
     precision = autocast(config, device)
     write = partial(write_language_encoder, run, networks)
@@ -267,15 +254,3 @@ def _of_reports(supervised: Supervised) -> str:
     if supervised.left_out:
         return f"{found}; {supervised.left_out} without findings or impression are left out"
     return found
-
-
-def _require_memory(config: ContrastiveConfig, images: int) -> None:
-    """Refuse crops that cannot be held, before the system begins to swap."""
-    needed = images * config.crops.global_size**2 * BATCHES_HELD
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise InputError(
-            f"the crops of batch_size {config.batch_size} take {needed / 2**30:,.0f} GiB on a rank "
-            f"(8 bit, {BATCHES_HELD} batches at a time), and {free / 2**30:,.0f} GiB of memory are "
-            "free. Lower batch_size."
-        )

@@ -1,4 +1,4 @@
-"""What training loops share: data, resuming, probing, saving, signals, speed."""
+"""What training loops share: set-up, resuming, probing, saving, signals, speed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import cv2
 import psutil
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,9 @@ from tqdm import tqdm
 
 from selfray import distributed
 from selfray.checkpoint import load_newest, rotate, save_checkpoint
-from selfray.config import RunConfig
+from selfray.config import CropsConfig, RunConfig, validate
 from selfray.data.dataset import RadiographDataset, write_atomically
+from selfray.data.loader import BATCHES_HELD
 from selfray.data.sampler import Purpose, generator_at
 from selfray.errors import InputError, RunStopped
 from selfray.models.precision import computes_in_bfloat16
@@ -41,6 +43,57 @@ class Networks(Trained, Protocol):
     def state_dict(self) -> Mapping[str, Tensor]: ...
 
     def load_state_dict(self, state_dict: Mapping[str, Any], /) -> Any: ...
+
+
+class Opened(NamedTuple):
+    """What a run is made with.
+
+    Attributes:
+        run: Its directory; nothing is written yet.
+        datasets: Its data.
+        device: Where this rank computes.
+        slots: The images of each global batch that this rank makes.
+    """
+
+    run: RunDirectory
+    datasets: list[RadiographDataset]
+    device: torch.device
+    slots: slice
+
+
+def open_run(config: RunConfig, out: Path, resume: str) -> Opened | None:
+    """Look at what every run needs, before anything is written.
+
+    Args:
+        config: The run.
+        out: Run directory.
+        resume: As for `RunDirectory`.
+
+    Returns:
+        None when the run finished before, which is said.
+
+    Raises:
+        InputError: Config, data, memory or run directory are not fit for this.
+    """
+    validate(config)
+    device = distributed.start()
+    datasets = open_data(config)
+    run = RunDirectory(out, config, [d.fingerprint for d in datasets], resume)
+    if run.done:
+        say(f"{out} is finished ({(out / 'DONE').read_text().strip()}); nothing to do.")
+        return None
+    slots = slots_of_rank(config)
+    _require_memory(config, slots.stop - slots.start)
+    return Opened(run, datasets, device, slots)
+
+
+def begin(run: RunDirectory) -> None:
+    """Write what the run is, once every rank has looked at its directory, and begin to train."""
+    distributed.barrier()
+    if distributed.rank() == 0:
+        run.begin()
+    keep_freed_memory()
+    cv2.setNumThreads(1)
 
 
 def open_data(config: RunConfig) -> list[RadiographDataset]:
@@ -96,6 +149,22 @@ def slots_of_rank(config: RunConfig) -> slice:
             "them, or the number of ranks."
         )
     return slots
+
+
+def _require_memory(config: RunConfig, images: int) -> None:
+    """Refuse crops that cannot be held, before the system begins to swap."""
+    c, lower = config.crops, "batch_size"
+    pixels = c.global_size**2
+    if isinstance(c, CropsConfig):
+        pixels = 2 * pixels + c.local_count * c.local_size**2
+        lower = "batch_size or crops.local_count"
+    needed, free = images * pixels * BATCHES_HELD, psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(
+            f"the crops of batch_size {config.batch_size} take {needed / 2**30:,.0f} GiB on a rank "
+            f"(8 bit, {BATCHES_HELD} batches at a time), and {free / 2**30:,.0f} GiB of memory are "
+            f"free. Lower {lower}."
+        )
 
 
 def restore(

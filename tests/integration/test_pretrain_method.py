@@ -26,11 +26,10 @@ from selfray.objectives.student_teacher import StudentTeacher
 from selfray.pretrain import (
     build_loader,
     build_run_optimizer,
-    open_data,
     scheduled,
 )
 from selfray.pretrain import pretrain as run_pretrain
-from selfray.run_loop import put_back, state_tensors
+from selfray.run_loop import open_data, put_back, state_tensors
 
 
 class Bench:

@@ -11,8 +11,9 @@ import torch
 from micro_run import command_line, micro_config
 
 from selfray.cli import main
-from selfray.pretrain import build_loader, open_data
+from selfray.pretrain import build_loader
 from selfray.preview import _caption, _pictures, tinted
+from selfray.run_loop import open_data
 
 
 def test_the_command_writes_a_png_and_no_run(
