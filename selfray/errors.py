@@ -36,5 +36,14 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f"{suggestion}Allowed: {', '.join(allowed)}."
 
 
+def one_line(cause: Exception) -> str:
+    """What a library says of its error, in one line of at most 300 characters, without full stop.
+
+    Args:
+        cause: Of a library whose messages hold no patient's identifier.
+    """
+    return " ".join(str(cause).split()).rstrip(".")[:300]
+
+
 class RunStopped(Exception):
     """A run cannot go on, and what it learned is saved; the command line exits with 1, one line."""

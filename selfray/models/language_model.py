@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from selfray.errors import InputError
+from selfray.errors import InputError, one_line
 from selfray.models.huggingface import read_json
 from selfray.models.language_memory import LanguageUse, require_memory
 from selfray.models.language_model_files import (
     converted_gguf,
     hash_of,
     network_without_weights,
-    one_line,
     quiet,
     read_config,
     read_network,
@@ -36,6 +35,9 @@ PLAIN_TEMPLATE = "{image}\n{prompt}\n"
 
 # Models round their vocabulary up, by 2 % at most among known ones (Phi-2: 50,295 of 51,200).
 _LEAST_SHARE = 0.9
+
+# Files that transformers makes a tokenizer from; tokenizer_config.json alone holds no vocabulary.
+_VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 
 
 @dataclass
@@ -168,11 +170,17 @@ def _require_causal(network: PreTrainedModel, directory: Path) -> None:
 def _read_tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
+    if not any(any(directory.glob(pattern)) for pattern in _VOCABULARIES):
+        raise InputError(
+            f"{directory} has no tokenizer: tokenizer.json is missing (older models: "
+            "tokenizer.model, or vocab.json and merges.txt). Copy it and tokenizer_config.json "
+            "from where config.json came from: they are published beside it."
+        )
     try:
         return AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, TypeError, KeyError, ImportError) as cause:
+    except Exception as cause:  # the tokenizers library raises nothing narrower
         raise InputError(
             f"{directory}: its tokenizer cannot be read: {one_line(cause)}. Copy the tokenizer's "
             "files of the same model there."

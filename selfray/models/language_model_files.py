@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from selfray.errors import InputError
+from selfray.errors import InputError, one_line
 from selfray.models.huggingface import read_json
 from selfray.models.weights_file import sha256_of
 
@@ -29,6 +29,7 @@ Fits = Callable[[Path, "PreTrainedModel"], None]
 
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_GGUF = b"GGUF"
 _CONVERTED = "converted"  # the file that a conversion ends with
 
 
@@ -104,7 +105,8 @@ def weight_files(directory: Path) -> list[Path]:
     if (directory / _WHOLE).exists():
         return [directory / _WHOLE]
     if (directory / _INDEX).exists():
-        names = sorted(set(read_json(directory / _INDEX).get("weight_map", {}).values()))
+        shards = read_json(directory / _INDEX).get("weight_map")
+        names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
         missing = [name for name in names if not (directory / name).is_file()]
         if missing or not names:
             raise InputError(
@@ -200,10 +202,10 @@ def converted_gguf(file: Path, cache: Path, fits: Fits) -> Path:
     made = cache / f"{file.stem}-{sha256_of(file)[:12]}"
     if (made / _CONVERTED).exists():
         return made
+    network, tokenizer = _read_gguf(file, fits)
     new = made.with_name(f".{made.name}.partial")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    network, tokenizer = _read_gguf(file, fits)
     network.save_pretrained(new)
     tokenizer.save_pretrained(new)
     (new / _CONVERTED).write_text(f"{file.name}\n", encoding="utf-8")
@@ -222,9 +224,22 @@ def _read_gguf(file: Path, fits: Fits) -> tuple[Any, Any]:
         ) from None
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
+    with file.open("rb") as content:
+        begins = content.read(4)
+    if begins != _GGUF:
+        raise InputError(
+            f"{file} is no GGUF file: it begins with {begins!r}, not with {_GGUF!r}. Give one, or "
+            "a language model's directory."
+        )
     try:
         gguf.GGUFReader(file)
+    except (ValueError, KeyError, IndexError) as cause:  # NumPy's, of arrays that are too short
+        raise InputError(
+            f"{file} ({file.stat().st_size} bytes) is cut off, damaged, or of a kind that the gguf "
+            "library does not know. Copy it anew, or give another."
+        ) from cause
+    where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
+    try:
         config = AutoConfig.from_pretrained(file.parent, **where)
         fits(file, network_without_weights(config, file))
         with redirect_stderr(io.StringIO()):  # a bar that the library has no switch for
@@ -239,8 +254,3 @@ def _read_gguf(file: Path, fits: Fits) -> tuple[Any, Any]:
     if hasattr(network.config, "quantization_config"):
         del network.config.quantization_config
     return network, tokenizer
-
-
-def one_line(cause: Exception) -> str:
-    """An exception's first words in one line."""
-    return " ".join(str(cause).split()).rstrip(".")[:300]

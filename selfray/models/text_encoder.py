@@ -14,7 +14,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from selfray.errors import InputError
+from selfray.errors import InputError, one_line
 from selfray.models.byte_pairs import train_byte_pairs
 from selfray.models.huggingface import WEIGHTS
 from selfray.models.language_model_files import quiet, transformers_library
@@ -202,10 +202,9 @@ def open_text_encoder(directory: Path, max_tokens: int | None = None) -> TextEnc
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as cause:
-        reason = " ".join(str(cause).split())[:200]
         raise InputError(
-            f"{directory} cannot be opened as a text model ({reason}). Give one of BERT's or GPT's "
-            "kind with its tokenizer."
+            f"{directory} cannot be opened as a text model ({one_line(cause)}). Give one of BERT's "
+            "or GPT's kind with its tokenizer."
         ) from cause
     if tokenizer.pad_token_id is None:
         last = tokenizer.eos_token or tokenizer.unk_token

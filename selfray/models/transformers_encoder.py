@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from selfray.errors import InputError, nearest
+from selfray.errors import InputError, nearest, one_line
 from selfray.models.encoder import Encoder, Tokens
 from selfray.models.huggingface import PICKLED_WEIGHTS, WEIGHTS, read_json
 from selfray.models.image_processor import read_image_processor
@@ -222,7 +222,7 @@ def _configuration(
             if kind.masks:
                 config.mask_ratio = 0.0
     except (StrictDataclassError, TypeError, ValueError, AttributeError) as cause:
-        raise InputError(f"{file}: {_one_line(cause)}. Copy the file anew.") from cause
+        raise InputError(f"{file}: {one_line(cause)}. Copy the file anew.") from cause
     for setting, value in (("patch_size", config.patch_size), ("image_size", config.image_size)):
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{file}: {setting} is {value}, allowed: one whole number (a square).")
@@ -295,7 +295,7 @@ def _loaded(network: Any, kind: _Kind, config: Any, files: list[Path]) -> nn.Mod
             )
     except (ValueError, TypeError, KeyError, RuntimeError) as cause:
         raise InputError(
-            f"{file}: {_one_line(cause)}. Take weights and config.json from the same model."
+            f"{file}: {one_line(cause)}. Take weights and config.json from the same model."
         ) from cause
     for name, found, asked in sorted(info["mismatched_keys"]):
         raise InputError(
@@ -309,7 +309,3 @@ def _loaded(network: Any, kind: _Kind, config: Any, files: list[Path]) -> nn.Mod
             "there twice, under two names. Take the publisher's file."
         )
     return model
-
-
-def _one_line(cause: Exception) -> str:
-    return " ".join(str(cause).split()).rstrip(".")

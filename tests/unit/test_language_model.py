@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -145,14 +146,76 @@ def test_code_beside_a_known_network_is_not_run(llama: Path) -> None:
 def test_a_directory_that_is_none_and_a_damaged_gguf_file_are_refused(tmp_path: Path) -> None:
     assert "config.json is missing" in said(tmp_path / "nothing")
     assert "is missing. Give a GGUF file" in said(tmp_path / "nothing.gguf")
-    (tmp_path / "damaged.gguf").write_bytes(b"GGUF" + bytes(100))
-    assert "damaged.gguf" in said(tmp_path / "damaged.gguf")
+    (tmp_path / "empty").mkdir()
+    assert "config.json is missing" in said(tmp_path / "empty")
 
 
-def test_a_missing_tokenizer_is_said(llama: Path) -> None:
-    for file in llama.glob("tokenizer*"):
-        file.unlink()
-    assert "tokenizer" in said(llama)
+@pytest.mark.parametrize("content", [b"", b"GG", b"PK\3\4 and more"])
+def test_a_file_that_is_no_gguf_is_refused_and_nothing_is_made(
+    content: bytes, tmp_path: Path
+) -> None:
+    pytest.importorskip("gguf")
+    (tmp_path / "mine.gguf").write_bytes(content)
+    assert f"is no GGUF file: it begins with {content[:4]!r}" in said(tmp_path / "mine.gguf")
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine.gguf"]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_gguf_file_that_is_cut_off_is_refused_and_nothing_is_made(
+    share: float, tmp_path: Path
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    file = tmp_path / "cut.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_tensor("token_embd.weight", np.ones((64, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    whole = file.read_bytes()
+    gguf.GGUFReader(file)  # whole, it is read
+    file.write_bytes(whole[: int(share * len(whole))])
+    assert "is cut off, damaged, or of a kind" in said(file)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("left", [(), ("tokenizer_config.json",)])
+def test_a_missing_tokenizer_is_said_with_the_file_and_where_it_comes_from(
+    name: str, left: tuple[str, ...], tmp_path: Path
+) -> None:
+    directory = model_directory(tmp_path / "model", name)
+    for file in directory.glob("tokenizer*"):
+        if file.name not in left:
+            file.unlink()
+    message = said(directory)
+    assert "has no tokenizer: tokenizer.json is missing" in message
+    assert "from where config.json came from" in message
+    assert "backend" not in message
+
+
+@pytest.mark.parametrize(("file", "content"), [
+    ("tokenizer.json", "{"), ("tokenizer.json", "[]"), ("tokenizer_config.json", "[]"),
+    ("tokenizer.json", '{"version": "1.0", "model": {"type": "Nope"}}'),
+])  # fmt: skip
+def test_a_damaged_tokenizer_is_said(file: str, content: str, llama: Path) -> None:
+    (llama / file).write_text(content)
+    assert "its tokenizer cannot be read" in said(llama)
+
+
+@pytest.mark.parametrize("content", ['{"weight_map": ["a"]}', '{"weight_map": {}}', "{}"])
+def test_an_index_that_names_no_file_is_refused(content: str, llama: Path) -> None:
+    (llama / "model.safetensors").unlink()
+    (llama / "model.safetensors.index.json").write_text(content)
+    assert "names 0 files" in said(llama)
+
+
+def test_a_text_encoder_is_no_language_model(llama: Path) -> None:
+    config = transformers.CLIPTextConfig(
+        vocab_size=320, hidden_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    config.save_pretrained(llama)
+    assert "no causal language model" in said(llama)
 
 
 def vicuna(directory: Path) -> Path:
