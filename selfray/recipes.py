@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 from selfray.config import (
     AdamWConfig,
@@ -11,6 +12,7 @@ from selfray.config import (
     ContrastiveLossConfig,
     CropsConfig,
     EncoderConfig,
+    GlobalCropConfig,
     HeadsConfig,
     LossConfig,
     OneCropConfig,
@@ -122,39 +124,22 @@ def _control_of(paired: PretrainConfig, text: TextConfig) -> ContrastiveConfig:
         paired: Gives encoder, number of images, probes, engine, and its first global crop.
         text: The text encoder.
     """
-    crops, optimizer = paired.crops, paired.optimizer
+    crops = _values(GlobalCropConfig, paired.crops)
+    crops |= {"flip": OneCropConfig.flip, "blur": paired.crops.blur_global_first}
     return ContrastiveConfig(
-        recipe=f"clip-{paired.recipe}",
-        steps=paired.steps,
-        batch_size=paired.batch_size,
-        checkpoint_every=paired.checkpoint_every,
-        evaluate_every=paired.evaluate_every,
-        evaluate_images=paired.evaluate_images,
-        encoder=paired.encoder,
-        crops=OneCropConfig(
-            global_size=crops.global_size,
-            global_scale=crops.global_scale,
-            aspect=crops.aspect,
-            jitter=crops.jitter,
-            brightness=crops.brightness,
-            contrast=crops.contrast,
-            blur=crops.blur_global_first,
-            blur_sigma=crops.blur_sigma,
-        ),
-        optimizer=AdamWConfig(
-            learning_rate=optimizer.learning_rate,
-            learning_rate_end=optimizer.learning_rate_end,
-            warmup=optimizer.warmup,
-            weight_decay=optimizer.weight_decay,
-            layer_decay=optimizer.layer_decay,
-            patch_embed_factor=optimizer.patch_embed_factor,
-            beta1=optimizer.beta1,
-            beta2=optimizer.beta2,
-            gradient_clip=optimizer.gradient_clip,
-        ),
-        engine=paired.engine,
+        **_values(RunConfig, paired)
+        | {
+            "recipe": f"clip-{paired.recipe}",
+            "crops": OneCropConfig(**crops),
+            "optimizer": AdamWConfig(**_values(AdamWConfig, paired.optimizer)),
+        },
         text=text,
     )
+
+
+def _values(kind: type[Any], config: Any) -> dict[str, Any]:
+    """The values that a config has for the fields of a class that it is derived from."""
+    return {field.name: getattr(config, field.name) for field in fields(kind)}
 
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
