@@ -42,11 +42,13 @@ from selfray.report_config import ReportConfig, report_recipe, tiny
 LANGUAGE_MODEL = "language-model"
 OTHER_IMAGE = "other-patients-image"
 NEAREST = "nearest-neighbour"
+OTHER_NEIGHBOUR = "other-patients-neighbour"
 MOST_FREQUENT = "most-frequent"
 WRITERS = {
     LANGUAGE_MODEL: "the language model, given the image",
     OTHER_IMAGE: "the same language model, given another patient's image: what text alone gives",
     NEAREST: "the report of the training image with the nearest features",
+    OTHER_NEIGHBOUR: "the nearest neighbour of another patient's image: retrieval by chance",
     MOST_FREQUENT: "the most frequent report of the train split",
 }
 """Who writes, and what that says."""
@@ -201,8 +203,10 @@ def judge_reports(
     _say_left_out(tokens.name, studies)
     judging = _Judging(tokens, data, config, studies)
     judging.require_other_patients()
-    tables = [judging.copied(NEAREST, out), judging.copied(MOST_FREQUENT, out)]
+    nearest = judging.copied(NEAREST, out)
+    tables = [nearest, judging.copied(MOST_FREQUENT, out)]
     for seed in seeds:
+        tables.append(judging.of_other_patients(nearest, seed))
         tables += judging.written(replace(config, seed=seed), out / f"seed-{seed}")
     return pa.concat_tables(tables)
 
@@ -239,6 +243,16 @@ class _Judging:
             return _read_part(part, identity)
         nearest = self._nearest()
         return _keep(part, self._table(writer, 0, [train.targets[i] for i in nearest]), identity)
+
+    def of_other_patients(self, nearest: pa.Table, seed: int) -> pa.Table:
+        """What the nearest neighbour gives, each study having another patient's.
+
+        A seed's other patients are those whose images the language model of that seed is given, so
+        that both are judged by the same shuffle; several seeds average over shuffles.
+        """
+        texts = nearest["generated"].to_pylist()
+        others = other_patients(self._patients(self.studies["test"]), seed)
+        return self._table(OTHER_NEIGHBOUR, seed, [texts[i] for i in others])
 
     def written(self, config: ReportConfig, out: Path) -> list[pa.Table]:
         """What the language model writes, given the image and given another patient's."""

@@ -35,7 +35,13 @@ from selfray.evals.text_metrics import (
     text_tests,
 )
 from selfray.evaluate.measure import in_favour, interval_of, mark_best
-from selfray.evaluate.report_writing import LANGUAGE_MODEL, MOST_FREQUENT, NEAREST
+from selfray.evaluate.report_writing import (
+    LANGUAGE_MODEL,
+    MOST_FREQUENT,
+    NEAREST,
+    OTHER_NEIGHBOUR,
+    WRITERS,
+)
 from selfray.evaluate.score import Line, add_holm
 
 TASK = "reports"
@@ -54,6 +60,10 @@ _UNDEFINED = {"rouge_l": "no reference has words of the letters a to z, which al
 _WITHOUT_RADGRAPH = (
     "not computed: give --radgraph a folder with the unpacked radgraph.tar.gz "
     "(StanfordAIMI/RRG_scorers) and its BERT"
+)
+_WRITERS_COMPARED = (
+    *((LANGUAGE_MODEL, writer) for writer in WRITERS if writer != LANGUAGE_MODEL),
+    (NEAREST, OTHER_NEIGHBOUR),  # whether features retrieve better than chance
 )
 _SUBSETS = {CHEXBERT: {"5": CHEXBERT_FIVE}}
 """By reader, further groups of findings that means are taken over."""
@@ -140,12 +150,12 @@ def score_reports(
                     found = scorer.differences(a, writer, *pair, tests, sign, written[a])
                     lines += [line | {"reference": b} for line in found]
     for encoder, of in written.items():
-        for writer in of.writers:
-            if writer != LANGUAGE_MODEL:
-                pair = measured[encoder, LANGUAGE_MODEL], measured[encoder, writer]
-                tests = of.tests(LANGUAGE_MODEL, of, writer)
-                found = scorer.differences(encoder, LANGUAGE_MODEL, *pair, tests, 1, of)
-                named = {"reference": encoder, "reference_probe": writer}
+        for writer, other in _WRITERS_COMPARED:
+            if other in of.writers:  # not all are in evaluations of older versions
+                pair = measured[encoder, writer], measured[encoder, other]
+                tests = of.tests(writer, of, other)
+                found = scorer.differences(encoder, writer, *pair, tests, 1, of)
+                named = {"reference": encoder, "reference_probe": other}
                 lines += [line | named for line in found]
     return lines
 

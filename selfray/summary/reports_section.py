@@ -124,7 +124,8 @@ def _chart(lines: list[Line], names: dict[str, str], note: str) -> str:
     ]
     caption = (
         f"{note}<b>Do the reports state the findings that are there?</b> F1 of findings, mean over "
-        "findings. What the language model gains over another patient's image comes from the image."
+        "findings. What the language model gains over another patient's image comes from the "
+        "image; so does what the nearest neighbour gains over another patient's."
     )
     chart = interval_chart(
         bars, title="Clinical F1 by writer", axis="macro F1", zero=None, zero_label=""
@@ -159,4 +160,4 @@ def _findings(lines: list[Line], names: dict[str, str], note: str) -> str:
 
 
 def _spoken(writer: str) -> str:
-    return writer.replace("-", " ").replace("patients image", "patient's image")
+    return writer.replace("-", " ").replace("other patients", "other patient's")

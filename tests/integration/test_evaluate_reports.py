@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -18,6 +19,7 @@ from selfray.errors import InputError
 from selfray.evaluate import ReportTask, compare, evaluate
 from selfray.evaluate import report_writing as writing
 from selfray.evaluate.report_studies import report_studies
+from selfray.evaluate.reported import score_reports
 from selfray.field_options import add_report_fields, report_config
 from selfray.generate import generate
 from selfray.models import language_memory
@@ -117,18 +119,47 @@ def test_what_is_in_the_image_is_written_and_another_image_loses_it(lines):
     assert value(mine, "language-model", "findings", "bleu_4") == pytest.approx(1)
     assert value(mine, "other-patients-image", "macro", "clinical_f1") < 0.8
     assert value(mine, "nearest-neighbour", "macro", "clinical_f1") == 1
-    gain = next(
-        line
+    assert value(mine, "other-patients-neighbour", "macro", "clinical_f1") < 0.8
+    gains = {
+        (line["probe"], line["reference_probe"]): line
         for line in mine
-        if line.get("reference_probe") == "other-patients-image"
+        if "reference_probe" in line
         and (line["target"], line["metric"]) == ("macro", "clinical_f1_difference")
-    )
-    assert gain["ci_low"] > 0 and gain["p_value"] < 0.01
+    }
+    for pair in (
+        ("language-model", "other-patients-image"),
+        ("language-model", "other-patients-neighbour"),
+        ("nearest-neighbour", "other-patients-neighbour"),
+    ):
+        assert gains[pair]["ci_low"] > 0 and gains[pair]["p_value"] < 0.01
+
+
+def test_neighbours_are_shuffled_as_the_images_that_the_language_model_is_given(evaluation):
+    """Here both write without an error what an image shows, so that they agree on any image."""
+    table = pq.read_table(evaluation / "reports.parquet").to_pylist()
+    rows = [row for row in table if row["encoder"] == ENCODER]
+    written = {
+        writer: {row["image_id"]: row["generated"] for row in rows if row["writer"] == writer}
+        for writer in ("other-patients-image", "other-patients-neighbour", "nearest-neighbour")
+    }
+    assert written["other-patients-neighbour"] == written["other-patients-image"]
+    assert written["other-patients-neighbour"] != written["nearest-neighbour"]
+
+
+def test_reports_of_before_a_writer_was_added_are_judged_without_it(evaluation):
+    table = pq.read_table(evaluation / "reports.parquet")
+    older = table.filter(pc.field("encoder") == ENCODER)
+    older = older.filter(pc.field("writer") != "other-patients-neighbour")
+    found = score_reports({ENCODER: older}, seed=0)
+    assert {x["probe"] for x in found} == {
+        "language-model", "other-patients-image", "nearest-neighbour", "most-frequent",
+    }  # fmt: skip
+    assert {x["probe"] for x in found if "reference" in x} == {"language-model"}
 
 
 def test_the_table_holds_both_texts_of_every_test_study_and_writer(evaluation, data):
     table = pq.read_table(evaluation / "reports.parquet").to_pylist()
-    assert len(table) == 24 * 4 * 2
+    assert len(table) == 24 * 5 * 2
     truth = dict(zip(data.column("image_id"), data.column("pleural_effusion"), strict=True))
     for row in table:
         assert row["reference"] == (WITH if truth[row["image_id"]] else WITHOUT)
@@ -147,8 +178,14 @@ def test_differences_of_encoders_are_mirrored_and_those_of_writers_name_them(lin
     one, other = found[ENCODER, "pixels:pca"], found["pixels:pca", ENCODER]
     assert one["value"] == pytest.approx(-other["value"])
     assert one["p_value"] == other["p_value"]
-    writers = {x["reference_probe"] for x in lines if "reference_probe" in x}
-    assert writers == {"other-patients-image", "nearest-neighbour", "most-frequent"}
+    writers = {(x["probe"], x["reference_probe"]) for x in lines if "reference_probe" in x}
+    assert writers == {
+        ("language-model", "other-patients-image"),
+        ("language-model", "nearest-neighbour"),
+        ("language-model", "other-patients-neighbour"),
+        ("language-model", "most-frequent"),
+        ("nearest-neighbour", "other-patients-neighbour"),
+    }
 
 
 def test_what_cannot_be_computed_says_which_file_is_missing(lines):
@@ -318,6 +355,7 @@ def test_the_page_shows_both_texts_with_words_that_differ_marked(evaluation):
     page = write_summary(evaluation).read_text()
     assert "Reports by the language model" in page and "Clinical F1, macro" in page
     assert WITH in page and "Indication: cough" in page
+    assert page.count("<td>other patient&#x27;s neighbour</td>") == 2  # encoders
 
 
 def test_options_of_reports_need_the_task(data, tmp_path):
@@ -362,3 +400,8 @@ def test_intervals_over_seeds_stay_within_0_and_1_and_missing_ones_have_a_reason
                 assert "no interval" in line["reason"]
             else:
                 assert 0 <= line["ci_low"] <= line["value"] <= line["ci_high"] <= 1
+    table = pq.read_table(tmp_path / "out" / "reports.parquet").to_pylist()
+    seeds = {(row["writer"], row["seed"]) for row in table}
+    drawn = ("language-model", "other-patients-image", "other-patients-neighbour")
+    assert {of for of in seeds if of[1] == 1} == {(writer, 1) for writer in drawn}
+    assert len(seeds) == 2 * len(drawn) + 2
