@@ -36,7 +36,7 @@ from selfray.feature_directory import Features, is_feature_directory, open_featu
 from selfray.features import extract_features, require_encoder
 from selfray.models.encoder import Encoder
 from selfray.models.published import load_encoder
-from selfray.models.text_tower import open_text_tower
+from selfray.models.text_tower import open_text_tower, text_tower_sha256
 
 FROZEN_PROBES = ("linear", "knn")
 """Probes that need nothing but CLS and mean patch tokens."""
@@ -98,7 +98,7 @@ def judge(
     judged = Judged(encoder, described)
     key = _key(manifest, benchmark)
     for part, work in _parts(encoder, features, benchmark, protocol).items():
-        file = out / "judged" / f"{slug(encoder)}-{part}.parquet"
+        file = out / "judged" / f"{slug(encoder)}-{part}-{key[:8]}.parquet"
         kept = read_judged(file, f"{key} {part}")
         if kept is None:
             print(f"evaluate {encoder}: {part}", file=sys.stderr)
@@ -215,7 +215,11 @@ def _parts(
     if "knn" in protocol.probes:
         parts["knn"] = lambda judged: _probe_neighbours(judged, features, benchmark)
     if ZERO_SHOT in protocol.probes:
-        parts[ZERO_SHOT] = lambda judged: _ask_with_words(judged, encoder, features, benchmark)
+        # Text side and prompts are in the name: neither is told by the image encoder's weights.
+        words = _hash_of_words(encoder, benchmark)[:8]
+        parts[f"{ZERO_SHOT}-{words}"] = lambda judged: _ask_with_words(
+            judged, encoder, features, benchmark
+        )
     if protocol.label_efficiency:
         parts["label-efficiency"] = lambda judged: _probe_parts(judged, features, benchmark)
     if protocol.sites:
@@ -278,11 +282,22 @@ def _probe_neighbours(judged: Judged, features: Features, benchmark: Benchmark) 
     judged.settings["knn"] = {"neighbours": chosen}
 
 
+def _hash_of_words(encoder: str, benchmark: Benchmark) -> str:
+    """Changes with what zero-shot classification depends on beside the images' features."""
+    tower = text_tower_sha256(encoder) if can_run(encoder) else ""
+    depends = [tower, *((name, prompts(name)) for name in _findings(benchmark))]
+    return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
+
+
+def _findings(benchmark: Benchmark) -> list[str]:
+    return [t.name for t in benchmark.held_out.targets if t.task == "classification"]
+
+
 def _ask_with_words(judged: Judged, encoder: str, features: Features, benchmark: Benchmark) -> None:
     """Findings by sentences that state or deny them; nothing is fitted."""
     judged.inputs[ZERO_SHOT] = "cls"
     tower = open_text_tower(encoder) if can_run(encoder) else None
-    findings = [t.name for t in benchmark.held_out.targets if t.task == "classification"]
+    findings = _findings(benchmark)
     for name in benchmark.names:
         if tower is None:
             judged.undefined[Fit(name, ZERO_SHOT)] = "the encoder has no text encoder beside it"

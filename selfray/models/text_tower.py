@@ -107,12 +107,10 @@ def open_text_tower(encoder: str) -> TextTower | None:
     Raises:
         InputError: It is damaged, or belongs to other weights than the encoder's.
     """
-    if ":" in encoder and not Path(encoder).is_dir():
+    directory = _folder(encoder)
+    if directory is None:
         return None
     found = find_directory(encoder)
-    directory = found.with_name(FOLDER)
-    if not (directory / SHARED_SPACE).is_file():
-        return None
     try:
         description = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
         belongs, max_tokens = description["encoder_sha256"], int(description["max_tokens"])
@@ -127,6 +125,30 @@ def open_text_tower(encoder: str) -> TextTower | None:
             f"{directory} belongs to other weights than those in {found}. Take both from one run."
         )
     return TextTower(open_text_encoder(directory, max_tokens), tensors)
+
+
+def text_tower_sha256(encoder: str) -> str:
+    """SHA-256 of all that the text side of an encoder is made of; empty where it has none.
+
+    The weights of the image encoder do not tell it: the text side may be another beside them.
+
+    Args:
+        encoder: As for `load_encoder`.
+    """
+    directory = _folder(encoder)
+    if directory is None:
+        return ""
+    files = sorted(file for file in directory.iterdir() if file.is_file())
+    lines = (f"{file.name} {_sha256(file)}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _folder(encoder: str) -> Path | None:
+    """Where the text side of an encoder is, if it has one."""
+    if ":" in encoder and not Path(encoder).is_dir():
+        return None
+    directory = find_directory(encoder).with_name(FOLDER)
+    return directory if (directory / SHARED_SPACE).is_file() else None
 
 
 def _sha256(file: Path) -> str:

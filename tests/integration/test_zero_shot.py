@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from micro_run import micro_language_config
+from safetensors.torch import load_file, save_file
+from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 
 from selfray.data.dataset import DatasetInfo, DatasetWriter, RadiographDataset, encode_png
 from selfray.evals.zero_shot import NEGATIVE, POSITIVE
 from selfray.evaluate import evaluate
+from selfray.evaluate import judge as judge_module
 from selfray.models.published import load_encoder
-from selfray.models.text_tower import open_text_tower
+from selfray.models.text_tower import SHARED_SPACE, open_text_tower
 from selfray.pretrain_language import pretrain_language
 
 REPORTS = (
@@ -114,6 +118,42 @@ def test_a_prediction_is_the_softmax_by_the_texts_and_the_images_features(
     logits = tower.logit_scale * torch.stack([image @ mean for mean in means], 1)
     expected = float(logits.softmax(1)[0, 0])
     assert mine[dataset.column("image_id")[row]] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_text_side_or_prompts_that_changed_are_judged_again(
+    out: Path, run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = shutil.copytree(run, tmp_path / "run")
+    asked = []
+    ask = judge_module._ask_with_words
+    monkeypatch.setattr(judge_module, "_ask_with_words", lambda *a: asked.append(a[1]) or ask(*a))
+
+    def scores() -> np.ndarray:
+        evaluate([str(mine)], data, tmp_path / "out", probes=["zero-shot"])
+        table = pq.read_table(tmp_path / "out" / "predictions.parquet")
+        return table["prediction"].to_numpy()
+
+    first = scores()
+    assert (scores() == first).all()
+    assert len(asked) == 1  # what is there is kept
+
+    file = mine / "text_encoder" / SHARED_SPACE
+    tensors = load_file(file)
+    save_file({**tensors, "logit_scale": tensors["logit_scale"] * 2}, file)
+    # Twice the factor is twice the logit of each score.
+    np.testing.assert_allclose(logit(scores()), 2 * logit(first), rtol=1e-4)
+    assert len(asked) == 2
+
+    tokenizer = mine / "text_encoder" / "tokenizer.json"
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()), indent=1))
+    scores()
+    assert len(asked) == 3
+
+    monkeypatch.setattr(
+        judge_module, "prompts", lambda name: ((f"{name} is seen.",), (f"{name} is not seen.",))
+    )
+    scores()
+    assert len(asked) == 4
 
 
 def test_encoders_without_a_text_side_and_records_say_why_not(out: Path, run: Path) -> None:
