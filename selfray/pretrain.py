@@ -26,6 +26,7 @@ from selfray.objectives.optimizer import (
 )
 from selfray.objectives.schedules import cosine, linear
 from selfray.objectives.student_teacher import StudentTeacher
+from selfray.progress import collected_signals
 from selfray.run_encoder import write_run_encoder
 from selfray.run_loop import (
     StreakAlarm,
@@ -33,7 +34,6 @@ from selfray.run_loop import (
     autocast,
     begin,
     build_probe,
-    collected_signals,
     finish,
     open_run,
     probe_now,

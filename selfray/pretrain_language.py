@@ -34,6 +34,7 @@ from selfray.models.text_encoder import (
 from selfray.objectives.image_text import ImageText, Part
 from selfray.objectives.optimizer import build_optimizer, clip_gradients, set_rates
 from selfray.objectives.schedules import cosine
+from selfray.progress import collected_signals
 from selfray.run_directory import RunDirectory
 from selfray.run_encoder import write_language_encoder
 from selfray.run_loop import (
@@ -42,7 +43,6 @@ from selfray.run_loop import (
     autocast,
     begin,
     build_probe,
-    collected_signals,
     finish,
     open_run,
     probe_now,

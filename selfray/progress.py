@@ -1,9 +1,13 @@
-"""Progress of long work on stderr: a bar on a terminal, now and then a line in a log."""
+"""Long work: its progress on stderr, and signals that wait for the end of a piece of it."""
 
 from __future__ import annotations
 
 import io
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -42,3 +46,26 @@ def progress_bar(**options: Any) -> tqdm:
         ncols=100,
         **options,
     )
+
+
+@contextmanager
+def collected_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying in the middle of a step or between two files.
+
+    Outside the main thread they are the caller's, and none is collected.
+    """
+    caught: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        caught.append(number)
+
+    former: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        former = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in former.items():
+            # In a generator this may run late, when somebody else has the signals.
+            if signal.getsignal(number) is note:
+                signal.signal(number, handler)

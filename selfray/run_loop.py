@@ -1,14 +1,13 @@
-"""What training loops share: set-up, resuming, probing, saving, signals, speed."""
+"""What training loops share: set-up, resuming, probing, saving, speed."""
 
 from __future__ import annotations
 
 import ctypes
 import json
 import math
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -383,21 +382,6 @@ def keep_freed_memory() -> None:
             libc.mallopt(m_trim_threshold, 2**31 - 1)
         except (OSError, AttributeError):
             pass  # another C library: slower, not wrong
-
-
-@contextmanager
-def collected_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying in the middle of a step."""
-    caught: list[int] = []
-    old = {
-        s: signal.signal(s, lambda number, _: caught.append(number))
-        for s in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield caught
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def step_progress(steps: int, first: int) -> tqdm:

@@ -19,8 +19,6 @@ import io
 import json
 import os
 import secrets
-import signal
-import threading
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -50,7 +48,7 @@ from selfray.data.radiograph import (
 )
 from selfray.data.report_files import ReportFiles, by_count, listed, read_report_files
 from selfray.errors import BadImage, InputError, Interrupted
-from selfray.progress import progress_bar
+from selfray.progress import collected_signals, progress_bar
 
 MAX_SIZE = 4096
 """Pixels of the shorter side; the largest detectors of chest radiography have 3524."""
@@ -677,30 +675,18 @@ def _until_interrupted(outcomes: Generator[Any], writer: DatasetWriter) -> Itera
     The signals only raise a flag: an exception out of nowhere could hit between a shard and the
     record of its being written.
     """
-    arrived: list[int] = []
-    former: dict[int, Any] = {}
-
-    def note(number: int, _frame: object) -> None:
-        arrived.append(number)
-
-    if threading.current_thread() is threading.main_thread():  # elsewhere they are the caller's
-        for number in (signal.SIGINT, signal.SIGTERM):
-            former[number] = signal.signal(number, note)
-    try:
-        for outcome in outcomes:
-            yield outcome
-            if arrived:
-                writer.flush()
-                raise Interrupted(
-                    f"{writer.rows_written} images are kept in {writer.partial}. Repeat the "
-                    "command to continue."
-                )
-    finally:
-        outcomes.close()  # the progress bar ends its line before anything is said
-        for number, handler in former.items():
-            # After an error this may run late, when somebody else has the signals.
-            if signal.getsignal(number) is note:
-                signal.signal(number, handler)
+    with collected_signals() as arrived:
+        try:
+            for outcome in outcomes:
+                yield outcome
+                if arrived:
+                    writer.flush()
+                    raise Interrupted(
+                        f"{writer.rows_written} images are kept in {writer.partial}. Repeat the "
+                        "command to continue."
+                    )
+        finally:
+            outcomes.close()  # the progress bar ends its line before anything is said
 
 
 @contextmanager

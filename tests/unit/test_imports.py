@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "run_loop": METHOD | RUN | {"progress"},
     "run_encoder": {"run_directory", "data", "models", "objectives"},
     "pretrain": METHOD | RUN | {"progress"},
-    "pretrain_language": METHOD | RUN,
+    "pretrain_language": METHOD | RUN | {"progress"},
     "preview": METHOD | {"config", "pretrain", "pretrain_language", "run_loop"},
     "feature_directory": {"data"},
     "inference": {"models"},
