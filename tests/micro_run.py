@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 
 from selfray.config import (
     ContrastiveConfig,
@@ -122,6 +127,39 @@ def command_line(config: RunConfig, out: Path) -> list[str]:
                 shown = [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
                 words += [option.replace("_", "-"), *shown]
     return words
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics, without what differs between two equal runs."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    chance = {"images_per_second", "memory_gib"}
+    return [{k: v for k, v in line.items() if k not in chance} for line in lines]
+
+
+def within_step(
+    moment: int, action: Callable[[], object], loop: ModuleType, patch: pytest.MonkeyPatch
+) -> None:
+    """Do something within a step of a training loop.
+
+    Args:
+        moment: Of the steps from here on, the first is 1.
+        action: What is done.
+        loop: Module of the loop.
+        patch: Undoes it.
+    """
+    original, calls = loop.speed, itertools.count(1)
+
+    def speed(*arguments: Any) -> dict[str, float]:
+        if next(calls) == moment:
+            action()
+        return original(*arguments)
+
+    patch.setattr(loop, "speed", speed)
+
+
+def terminate() -> None:
+    """Send SIGTERM to this process."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _changed(config: Any, name: str, value: Any) -> Any:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from micro_run import in_child, micro_config
+from micro_run import in_child, micro_config, terminate, within_step
 from safetensors.torch import load_file, save_file
 from two_ranks import RANKS, on_ranks
 
@@ -109,14 +107,8 @@ def test_a_run_begun_on_two_ranks_ends_on_one(micro_data: Path, tmp_path: Path) 
     config = _config(micro_data)
 
     def stopped(rank: int) -> None:
-        speed, steps = pretrain.speed, iter(range(1, 99))
-
-        def interrupt(*arguments: Any) -> dict[str, float]:
-            if next(steps) == 2 and rank == 1:  # the other rank has to hear of it
-                os.kill(os.getpid(), signal.SIGTERM)
-            return speed(*arguments)
-
-        pretrain.speed = interrupt
+        if rank == 1:  # the other rank has to hear of it
+            within_step(2, terminate, pretrain, pytest.MonkeyPatch())
         with pytest.raises(Interrupted):
             run_pretrain(config, tmp_path / "run")
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +16,9 @@ from micro_run import (
     in_child,
     micro_config,
     micro_language_config,
+    records,
+    terminate,
+    within_step,
     write_dataset,
 )
 from safetensors.torch import load_file
@@ -53,7 +53,6 @@ ODD = (
     "IMPRESSION: " + "word" * 300,
     "No heading at all, only a sentence.",
 )
-TIMES = {"images_per_second", "memory_gib"}
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +71,12 @@ def whole(config: ContrastiveConfig, tmp_path_factory: pytest.TempPathFactory) -
     return run_language(config, tmp_path_factory.mktemp("runs") / "whole")
 
 
-def _records(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
-
-
 def _assert_same_end(run: Path, other: Path) -> None:
     last = "checkpoints/step_00000008/tensors.safetensors"
     files = [p.relative_to(other) for p in (other / "text_encoder").iterdir()]
     for file in (last, "encoder/model.safetensors", "tokenizer.json", "DONE", *files):
         assert (run / file).read_bytes() == (other / file).read_bytes(), file
-    assert _records(run) == _records(other)
+    assert records(run) == records(other)
 
 
 def _text_encoder() -> TextEncoder:
@@ -105,11 +99,11 @@ def test_a_run_gives_what_evaluate_and_summary_take(whole: Path) -> None:
     card = json.loads((whole / "encoder" / "selfray.json").read_text())
     assert card["supervision"] == "reports"
     assert "images and their reports" in (whole / "encoder" / "README.md").read_text()
-    steps = [r for r in _records(whole) if r["kind"] == "step"]
+    steps = [r for r in records(whole) if r["kind"] == "step"]
     assert [r["step"] for r in steps] == list(range(1, 9))
     assert {"loss", "gradient_norm", "mean_cosine", "learning_rate", "weight_decay", "bad_images",
             "logit_scale", "pairs_found", "texts_cut"} <= set(steps[0])  # fmt: skip
-    assert [r["step"] for r in _records(whole) if r["kind"] == "probe"] == [0, 4, 8]
+    assert [r["step"] for r in records(whole) if r["kind"] == "probe"] == [0, 4, 8]
     transformers.AutoModel.from_pretrained(whole / "text_encoder")
     assert main(["summary", str(whole)]) == 0
 
@@ -135,17 +129,6 @@ def test_the_same_config_gives_the_same_run_twice(
     _assert_same_end(run_language(config, tmp_path / "run"), whole)
 
 
-def _interrupted_at(moment: int) -> Callable[..., dict[str, float]]:
-    speed, calls = pretrain_language.speed, iter(range(1, 99))
-
-    def interrupt(*arguments: Any) -> dict[str, float]:
-        if next(calls) == moment:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return speed(*arguments)
-
-    return interrupt
-
-
 def test_a_signal_saves_and_the_same_command_resumes_exactly(
     config: ContrastiveConfig,
     whole: Path,
@@ -155,7 +138,7 @@ def test_a_signal_saves_and_the_same_command_resumes_exactly(
 ) -> None:
     words = command_line(config, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain_language, "speed", _interrupted_at(5))
+        within_step(5, terminate, pretrain_language, patch)
         assert main(words) == 130
     assert "stopped at step 5, state saved" in capsys.readouterr().err
     assert main(words) == 0
@@ -175,9 +158,9 @@ def test_parts_of_a_batch_and_dropout_resume_exactly_too(
         contrastive__loss="siglip",
     )  # fmt: skip
     other = run_language(config, tmp_path / "whole")
-    assert "logit_bias" in _records(other)[0]
+    assert "logit_bias" in records(other)[0]
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain_language, "speed", _interrupted_at(3))
+        within_step(3, terminate, pretrain_language, patch)
         with pytest.raises(Interrupted):
             run_language(config, tmp_path / "run")
     run_language(config, tmp_path / "run")
@@ -192,7 +175,7 @@ def test_two_ranks_make_the_run_of_one(reported: Path, tmp_path: Path) -> None:
     config = micro_language_config(reported, steps=3, encoder__drop_path=0.0)
     assert in_child(lambda: run_language(config, tmp_path / "one")) == 0
     on_ranks(lambda rank: run_language(config, tmp_path / "two"))
-    first, *rest = zip(_records(tmp_path / "two"), _records(tmp_path / "one"), strict=True)
+    first, *rest = zip(records(tmp_path / "two"), records(tmp_path / "one"), strict=True)
     assert first[0]["loss"] == pytest.approx(first[1]["loss"], rel=1e-6)
     assert first[0]["gradient_norm"] == pytest.approx(first[1]["gradient_norm"], rel=1e-5)
     # The warm-up's first step has learning rate 0; Adam then divides by gradients near 0.
@@ -258,7 +241,7 @@ def test_odd_reports_are_learned_from_and_counted(
     train = [ODD[index % len(ODD)] for index in range(14)]
     without = sum(report in ("", None, "INDICATION: Cough.") for report in train)
     assert f"reports: {14 - without} training images have one; {without} without" in said
-    steps = [r for r in _records(run) if r["kind"] == "step"]
+    steps = [r for r in records(run) if r["kind"] == "step"]
     assert sum(r["texts_cut"] for r in steps) > 0
     assert all(np.isfinite(r["loss"]) for r in steps)
 

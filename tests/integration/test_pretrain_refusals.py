@@ -12,8 +12,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from micro_run import command_line, in_child, micro_config, write_dataset
+from micro_run import (
+    command_line,
+    in_child,
+    micro_config,
+    terminate,
+    within_step,
+    write_dataset,
+)
 
+from selfray import pretrain
 from selfray.checkpoint import load_newest
 from selfray.cli import main
 from selfray.pretrain import pretrain as run_pretrain
@@ -158,19 +166,7 @@ def test_a_full_disk_is_said_in_one_line_and_older_checkpoints_are_intact(
     half = micro_config(micro_data, evaluate_every=config.evaluate_every)
 
     def begin() -> None:
-        import os
-        import signal
-
-        from selfray import pretrain
-
-        speed, steps = pretrain.speed, iter(range(99))
-
-        def interrupt(*arguments: Any) -> dict[str, float]:
-            if next(steps) == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return speed(*arguments)
-
-        pretrain.speed = interrupt
+        within_step(2, terminate, pretrain, pytest.MonkeyPatch())
         run_pretrain(half, run)
 
     def go_on_with_little_room() -> None:

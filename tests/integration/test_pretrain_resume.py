@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from micro_run import command_line, in_child, micro_config, write_dataset
+from micro_run import (
+    command_line,
+    in_child,
+    micro_config,
+    records,
+    terminate,
+    within_step,
+    write_dataset,
+)
 
 from selfray import checkpoint, pretrain, run_directory
 from selfray.cli import main
@@ -22,8 +29,6 @@ from selfray.errors import InputError, Interrupted
 from selfray.models import encoder_directory
 from selfray.pretrain import pretrain as run_pretrain
 from selfray.run_directory import RunDirectory
-
-TIMES = {"images_per_second", "memory_gib"}
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +42,6 @@ def whole(config: PretrainConfig, tmp_path_factory: pytest.TempPathFactory) -> P
     return run_pretrain(config, tmp_path_factory.mktemp("runs") / "whole")
 
 
-def _records(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
-
-
 def _checkpoints(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").glob("step_*"))
 
@@ -51,9 +51,9 @@ def _assert_same_end(run: Path, whole: Path) -> None:
     for file in (last, Path("encoder/model.safetensors"), Path("encoder/dino_head.safetensors"),
                  Path("DONE"), Path("checkpoints/best.json")):  # fmt: skip
         assert (run / file).read_bytes() == (whole / file).read_bytes(), file
-    assert _records(run) == _records(whole)
-    assert [r["step"] for r in _records(run) if r["kind"] == "step"] == list(range(1, 9))
-    assert [r["step"] for r in _records(run) if r["kind"] == "probe"] == [0, 4, 8]
+    assert records(run) == records(whole)
+    assert [r["step"] for r in records(run) if r["kind"] == "step"] == list(range(1, 9))
+    assert [r["step"] for r in records(run) if r["kind"] == "probe"] == [0, 4, 8]
     left = [path for path in run.rglob("*") if path.name.endswith((".partial", ".old"))]
     assert not left
 
@@ -62,19 +62,6 @@ def test_the_same_config_gives_the_same_run_twice(
     config: PretrainConfig, whole: Path, tmp_path: Path
 ) -> None:
     _assert_same_end(run_pretrain(config, tmp_path / "run"), whole)
-
-
-def _at(moment: int, action: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do something within the given step, counted from here."""
-    calls = iter(range(1, 1000))
-    original = pretrain.speed
-
-    def speed(*arguments: Any) -> dict[str, float]:
-        if next(calls) == moment:
-            action()
-        return original(*arguments)
-
-    monkeypatch.setattr(pretrain, "speed", speed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -88,7 +75,7 @@ def test_a_signal_saves_and_exits_130_and_the_same_command_resumes(
 ) -> None:
     words = command_line(config, tmp_path / "run")
     with monkeypatch.context() as patch:
-        _at(5, lambda: os.kill(os.getpid(), number), patch)
+        within_step(5, lambda: os.kill(os.getpid(), number), pretrain, patch)
         assert main(words) == 130
     assert "stopped at step 5, state saved" in capsys.readouterr().err
     assert _checkpoints(tmp_path / "run")[-1] == "step_00000005"
@@ -210,7 +197,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        _at(7, lambda: os.kill(os.getpid(), signal.SIGTERM), patch)
+        within_step(7, terminate, pretrain, patch)
         run_pretrain(config, run)
     tensors = run / "checkpoints" / "step_00000007" / "tensors.safetensors"
     content = bytearray(tensors.read_bytes())
@@ -328,7 +315,7 @@ def test_a_signal_ends_the_command_line_with_130_and_one_line(
     assert said.splitlines()[-1] == (
         f"selfray pretrain: stopped at step {last}, state saved; the same command resumes"
     )
-    assert _records(tmp_path / "run")[-1]["step"] == last
+    assert records(tmp_path / "run")[-1]["step"] == last
 
 
 @pytest.mark.slow
@@ -355,4 +342,4 @@ def test_killed_again_and_again_at_any_time_the_command_line_ends_the_same(
     subprocess.run(command(run), env=environment, check=True)
     last = "checkpoints/step_00000060/tensors.safetensors"
     assert (run / last).read_bytes() == (whole / last).read_bytes()
-    assert _records(run) == _records(whole)
+    assert records(run) == records(whole)
