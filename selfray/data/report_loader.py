@@ -13,7 +13,7 @@ from torch import Tensor
 from selfray.data.crops import OneCrop
 from selfray.data.dataset import RadiographDataset
 from selfray.data.loader import Place, first_that_decodes, made_ahead
-from selfray.data.report_text import cut_at_sentence, parse_report, sentences
+from selfray.data.report_text import cut_at_sentence, parse_report, says_something, sentences
 from selfray.data.sampler import Purpose, RowSampler, generator_at
 from selfray.errors import InputError
 
@@ -88,7 +88,7 @@ def supervising_sentences(report: str) -> list[str]:
         sentence
         for section in (sections.findings, sections.impression)
         for sentence in sentences(section)
-        if any(character.isalpha() for character in sentence)
+        if says_something(sentence)
     ]
 
 

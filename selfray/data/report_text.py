@@ -184,6 +184,15 @@ def _parsed(text: str) -> Sections:
     return Sections(**sections, other="\n".join(filter(None, other)))
 
 
+def says_something(text: str) -> bool:
+    """Whether a text has a letter of any script; placeholders, numbers and marks say nothing.
+
+    Args:
+        text: Of a section or sentence from `parse_report`, where removed text is `___`.
+    """
+    return any(character.isalpha() for character in text)
+
+
 def count_sections(reports: Iterable[str]) -> dict[str, int]:
     """How many reports have each section.
 

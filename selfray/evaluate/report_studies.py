@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from selfray.data.dataset import SPLITS, RadiographDataset
-from selfray.data.report_text import Sections, parse_report
+from selfray.data.report_text import Sections, parse_report, says_something
 from selfray.errors import InputError
 
 # A report is of a study. Of its images the frontal one shows most, the standing one (PA) best.
@@ -18,7 +18,7 @@ _VIEWS = ("PA", "AP", None)
 
 @dataclass(frozen=True)
 class ReportStudies:
-    """Studies of one split whose reports have the section that is to be written.
+    """Studies of one split whose reports say something in the section that is to be written.
 
     Attributes:
         rows: int64 [n], the image of each study that is read: its first PA one, else AP, else of
@@ -45,7 +45,7 @@ def report_studies(
         prompt_sections: Names of sections that the prompt gives where the report has them.
 
     Raises:
-        InputError: A split has no report with that section.
+        InputError: A split has no report that says something in that section.
     """
     reports, studies = data.column("report"), data.column("study_id")
     views = data.column("view")
@@ -57,7 +57,7 @@ def report_studies(
             sections = parse_report(reports[row] or "")
             text = _target(sections, target)
             if not text:
-                left_out["no report" if not reports[row] else f"report without {target}"] += 1
+                left_out[_reason(reports[row], sections, target)] += 1
                 continue
             rows.append(row)
             prompts.append(_prompt(sections, prompt_sections))
@@ -87,9 +87,22 @@ def _place(view: str | None) -> int:
 
 
 def _target(sections: Sections, target: str) -> str:
-    if target == "report":
-        return Sections(findings=sections.findings, impression=sections.impression).text()
-    return getattr(sections, target)
+    """What is to be written, without sections of placeholders alone: nobody could learn those."""
+    texts = {name: getattr(sections, name) for name in _names(target)}
+    said = {name: text for name, text in texts.items() if says_something(text)}
+    return Sections(**said).text() if target == "report" else said.get(target, "")
+
+
+def _reason(report: str | None, sections: Sections, target: str) -> str:
+    """Why a study without a target is left out."""
+    if not report:
+        return "no report"
+    there = any(getattr(sections, name) for name in _names(target))
+    return f"empty {target}" if there else f"report without {target}"
+
+
+def _names(target: str) -> tuple[str, ...]:
+    return ("findings", "impression") if target == "report" else (target,)
 
 
 def _prompt(sections: Sections, names: Sequence[str]) -> str:
