@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selfray.data.dataset import write_atomically
 from selfray.errors import InputError
+from selfray.evaluate.kept_parts import read_part, write_part
 
 Kind = Literal["binary", "number"]
 ALL_TRAINING = "all"
@@ -172,7 +172,6 @@ def write_judged(file: Path, judged: Judged, key: str) -> None:
     """
     columns = {json.dumps(list(fit)): values for fit, values in judged.predictions.items()}
     kept = {
-        "key": key,
         "encoder": judged.encoder,
         "description": judged.description,
         "inputs": judged.inputs,
@@ -180,18 +179,15 @@ def write_judged(file: Path, judged: Judged, key: str) -> None:
         "settings": judged.settings,
     }
     table = pa.table(columns).replace_schema_metadata({"judged": json.dumps(kept)})
-    write_table(file, table)
+    write_part(file, table, {"key": key})
 
 
 def read_judged(file: Path, key: str) -> Judged | None:
-    """A kept part, or None where there is none that was made in the same way."""
-    try:
-        table = pq.read_table(file)
-        kept = json.loads((table.schema.metadata or {})[b"judged"])
-    except (OSError, ValueError, KeyError):
+    """A kept part, or None where there is none; see `read_part`."""
+    table = read_part(file, {"key": key})
+    if table is None:
         return None
-    if kept["key"] != key:
-        return None
+    kept = json.loads((table.schema.metadata or {})[b"judged"])
     return Judged(
         kept["encoder"],
         kept["description"],
@@ -200,14 +196,6 @@ def read_judged(file: Path, key: str) -> Judged | None:
         {_fit(fit): why for *fit, why in kept["undefined"]},
         kept["settings"],
     )
-
-
-def write_table(file: Path, table: pa.Table) -> None:
-    """Write a Parquet file, whole or not at all."""
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, buffer.getvalue().to_pybytes())
 
 
 def predictions_table(judged: Sequence[Judged], held_out: HeldOut) -> pa.Table:

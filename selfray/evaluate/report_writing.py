@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from selfray.data.dataset import RadiographDataset, write_atomically
@@ -27,7 +26,7 @@ from selfray.evals.report_generation import generate_reports
 from selfray.evals.report_model import ReportExamples, ReportModel, encode_examples
 from selfray.evals.report_model_directory import save_report_model
 from selfray.evals.report_training import TrainingStage, train_report_model
-from selfray.evaluate.held_out import write_table
+from selfray.evaluate.kept_parts import read_part, write_part
 from selfray.evaluate.patch_tokens import PatchTokens
 from selfray.evaluate.report_studies import ReportStudies, report_studies
 from selfray.feature_directory import Features
@@ -239,10 +238,11 @@ class _Judging:
             most = Counter(train.targets).most_common(1)[0][0]
             return self._table(writer, 0, [most] * len(test.targets))
         part, identity = out / f"{writer}.parquet", self._identity(self.config)
-        if part.exists():
-            return _read_part(part, identity)
-        nearest = self._nearest()
-        return _keep(part, self._table(writer, 0, [train.targets[i] for i in nearest]), identity)
+        kept = read_part(part, identity)
+        if kept is None:
+            kept = self._table(writer, 0, [train.targets[i] for i in self._nearest()])
+            write_part(part, kept, identity)
+        return kept
 
     def of_other_patients(self, nearest: pa.Table, seed: int) -> pa.Table:
         """What the nearest neighbour gives, each study having another patient's.
@@ -258,8 +258,10 @@ class _Judging:
         """What the language model writes, given the image and given another patient's."""
         parts = {writer: out / f"{writer}.parquet" for writer in (LANGUAGE_MODEL, OTHER_IMAGE)}
         identity = self._identity(config)
-        if all(part.exists() for part in parts.values()):
-            return [_read_part(part, identity) for part in parts.values()]
+        kept = {writer: read_part(part, identity) for writer, part in parts.items()}
+        found = [table for table in kept.values() if table is not None]
+        if len(found) == len(parts):
+            return found
         test, tokens = self.studies["test"], self.tokens
         model = self._trained(config, out)
         shown = {
@@ -268,14 +270,16 @@ class _Judging:
         }
         tables = []
         for writer, rows in shown.items():
-            if not parts[writer].exists():
+            table = kept[writer]
+            if table is None:
                 texts = _write(
                     model, tokens.array, tokens.places(rows), test.prompts, config,
                     out / f".{writer}.jsonl", f"{tokens.name}: {writer}",
                 )  # fmt: skip
-                _keep(parts[writer], self._table(writer, config.seed, texts), identity)
+                table = self._table(writer, config.seed, texts)
+                write_part(parts[writer], table, identity)
                 (out / f".{writer}.jsonl").unlink(missing_ok=True)
-            tables.append(_read_part(parts[writer], identity))
+            tables.append(table)
         return tables
 
     def _trained(self, config: ReportConfig, out: Path) -> ReportModel:
@@ -373,7 +377,7 @@ class _Judging:
         return {
             "weights_sha256": self.tokens.weights_sha256,
             "fingerprint": self.data.fingerprint,
-            "config": json.loads(json.dumps(asdict(config))),
+            "config": asdict(config),
         }
 
 
@@ -519,24 +523,3 @@ def _read_lines(file: Path) -> dict[int, str]:
         whole = "".join(json.dumps([place, text]) + "\n" for place, text in done.items())
         write_atomically(file, whole.encode())
     return done
-
-
-def _keep(part: Path, table: pa.Table, identity: dict[str, Any]) -> pa.Table:
-    write_table(part, table.replace_schema_metadata({"selfray": json.dumps(identity)}))
-    return table
-
-
-def _read_part(part: Path, identity: dict[str, Any]) -> pa.Table:
-    try:
-        table = pq.read_table(part)
-        found = json.loads((table.schema.metadata or {})[b"selfray"])
-    except (OSError, ValueError, KeyError, pa.ArrowInvalid) as cause:
-        raise InputError(
-            f"{part} is damaged, or holds no reports. Remove it, and it is made again."
-        ) from cause
-    for what, wanted in identity.items():
-        if found.get(what) != wanted:
-            raise InputError(
-                f"{part} is of other {what} than now. Give another --out, or remove it."
-            )
-    return table.replace_schema_metadata(None)

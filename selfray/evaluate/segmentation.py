@@ -8,7 +8,6 @@ labels and steps share them (`PatchTokens`).
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from selfray.data.dataset import SPLITS, RadiographDataset, encode_bits, write_atomically
@@ -42,6 +40,7 @@ from selfray.evals.segmentation_training import (
     share_pixels,
     train_decoder,
 )
+from selfray.evaluate.kept_parts import read_part, write_part
 from selfray.evaluate.label_maps import (
     Box,
     LabelMaps,
@@ -267,34 +266,15 @@ def _judged(plan: _Plan, kept: PatchTokens, readers: ThreadPoolExecutor, out: Pa
         "steps": plan.steps,
     }
     part = out / f"{plan.name}.parquet"
-    if part.exists():
-        return _read_part(part, identity)
+    kept_part = read_part(part, identity)
+    if kept_part is not None:
+        return kept_part
     inputs = {split: _inputs(plan, split, kept, readers) for split in SPLITS}
     decoder = _trained(plan, inputs)
     rows = _scored(plan, decoder, inputs["test"], out)
     table = pa.Table.from_pylist(rows, schema=_COLUMNS)
-    table = table.replace_schema_metadata({"selfray": json.dumps(identity)})
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer)
-    write_atomically(part, buffer.getvalue().to_pybytes())
-    return table.replace_schema_metadata(None)
-
-
-def _read_part(part: Path, identity: dict[str, Any]) -> pa.Table:
-    try:
-        table = pq.read_table(part)
-        found = json.loads((table.schema.metadata or {})[b"selfray"])
-    except (OSError, ValueError, KeyError, pa.ArrowInvalid) as cause:
-        raise InputError(
-            f"{part} is damaged, or no result of segmentation. Remove it, and it is made again."
-        ) from cause
-    for what, wanted in identity.items():
-        if found.get(what) != wanted:
-            raise InputError(
-                f"{part} is of other {what}: {found.get(what)}, asked for {wanted}. Give another "
-                "directory, or remove it."
-            )
-    return table.replace_schema_metadata(None)
+    write_part(part, table, identity)
+    return table
 
 
 def _inputs(plan: _Plan, split: str, kept: PatchTokens, readers: ThreadPoolExecutor) -> InputsOf:

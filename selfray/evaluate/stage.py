@@ -39,7 +39,6 @@ from selfray.evaluate.held_out import (
     Judged,
     predictions_table,
     read_predictions,
-    write_table,
 )
 from selfray.evaluate.judge import (
     FROZEN_PROBES,
@@ -52,6 +51,7 @@ from selfray.evaluate.judge import (
     require_usable,
     slug,
 )
+from selfray.evaluate.kept_parts import write_table
 from selfray.evaluate.leaks import (
     KnownTraining,
     find_leaks,

@@ -218,6 +218,21 @@ def test_a_part_that_is_done_is_not_done_again(tmp_path, data, monkeypatch):
         assert (tmp_path / "e" / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_parts_of_other_options_are_there_when_these_are_asked_for_again(
+    tmp_path, data, monkeypatch
+):
+    fitted = []
+    original = judge.fit_probes
+    monkeypatch.setattr(judge, "fit_probes", lambda *a: fitted.append(1) or original(*a))
+    tasks = ("classification", "metadata", "classification")
+    written = []
+    for task in tasks:
+        evaluate(["pixels:16x16"], data, tmp_path / "e", tasks=[task], probes=["linear"])
+        written.append((tmp_path / "e" / "results.jsonl").read_bytes())
+    assert written[2] == written[0] != written[1]
+    assert len(fitted) == 2
+
+
 def test_a_trained_probe_is_judged_like_any_other(tmp_path, data, monkeypatch):
     monkeypatch.setattr("selfray.evals.fine_tuning.FEWEST_STEPS", 20)
     monkeypatch.setattr("selfray.evals.fine_tuning.PASSES", 1)
