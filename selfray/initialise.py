@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -56,31 +57,53 @@ def initialise(config: PretrainConfig) -> tuple[StudentTeacher, list[str], bool]
     return networks, lines, fresh_head
 
 
-def initialise_image_text(
-    config: ContrastiveConfig, text_encoder: TextEncoder
-) -> tuple[ImageText, list[str]]:
-    """Build both encoders with their projections; the image encoder as `initialise` builds it.
+class Begun(NamedTuple):
+    """An image encoder before its first step.
 
-    Args:
-        config: The run.
-        text_encoder: Its weights are taken as they are.
+    Attributes:
+        encoder: The vision transformer.
+        mean: Of its pixels, scaled to 0..1.
+        std: Their standard deviation.
+        origin: A line that says where its tensors came from.
+    """
 
-    Returns:
-        The networks, and lines that say where the tensors came from.
+    encoder: VisionTransformer
+    mean: float
+    std: float
+    origin: str
+
+
+def initialise_encoder(config: RunConfig) -> Begun:
+    """Build the image encoder alone, as `initialise` builds it.
 
     Raises:
         InputError: The encoder to continue from does not exist or does not fit the config.
     """
     encoder = _fresh_encoder(config)
+    return Begun(encoder, *_begin_encoder(encoder, config))
+
+
+def initialise_image_text(
+    config: ContrastiveConfig, begun: Begun, text_encoder: TextEncoder
+) -> tuple[ImageText, list[str]]:
+    """Join both encoders by their projections.
+
+    Args:
+        config: The run.
+        begun: Of `initialise_encoder`.
+        text_encoder: Its weights are taken as they are.
+
+    Returns:
+        The networks, and lines that say where the tensors came from.
+    """
     c = config.contrastive
-    mean, std, line = _begin_encoder(encoder, config)
     networks = ImageText(
-        encoder, text_encoder, mean=mean, std=std, embedding=c.embedding, loss=c.loss,
-        scale=c.logit_scale, scale_largest=c.logit_scale_largest, bias=c.logit_bias,
+        begun.encoder, text_encoder, mean=begun.mean, std=begun.std, embedding=c.embedding,
+        loss=c.loss, scale=c.logit_scale, scale_largest=c.logit_scale_largest, bias=c.logit_bias,
     )  # fmt: skip
     source = config.text.model or "random weights"
     lines = [
-        line,
+        begun.origin,
         f"text encoder: {_count(text_encoder)} tensors from {source}",
         "projections: 2 tensors from random weights",
     ]

@@ -19,11 +19,11 @@ from torch import Tensor
 from selfray import distributed
 from selfray.config import ContrastiveConfig
 from selfray.data.crops import OneCrop
-from selfray.data.dataset import write_atomically
+from selfray.data.dataset import RadiographDataset, write_atomically
 from selfray.data.loader import Place
 from selfray.data.report_loader import PairBatch, ReportLoader, Supervised, with_reports
-from selfray.errors import Interrupted
-from selfray.initialise import initialise_image_text
+from selfray.errors import InputError, Interrupted
+from selfray.initialise import initialise_encoder, initialise_image_text
 from selfray.models.text_encoder import (
     TOKENIZER,
     TextEncoder,
@@ -77,12 +77,13 @@ def pretrain_language(config: ContrastiveConfig, out: Path, *, resume: str = "au
     if opened is None:
         return out
     run, datasets, device, slots = opened
-    supervised = with_reports(datasets, "train")
+    supervised = _supervised(datasets)
     given = _given_text_encoder(config)
+    begun = initialise_encoder(config)
     probe = build_probe(config, datasets, device)
     begin(run)
     text_encoder = given or _own_text_encoder(run, config, supervised)
-    networks, origins = initialise_image_text(config, text_encoder)
+    networks, origins = initialise_image_text(config, begun, text_encoder)
     networks.to(device)
     optimizer = build_language_optimizer(config, networks)
     loader = build_report_loader(config, supervised.places, networks.text_encoder.fits, slots)
@@ -219,6 +220,18 @@ def _parts(
         Part(batch.images[cut].to(device), tokens.part(cut).to(device), seed + index)
         for index, cut in enumerate(cuts)
     ]
+
+
+def _supervised(datasets: list[RadiographDataset]) -> Supervised:
+    """The training images that have a report; more than one, or there is none to tell it from."""
+    supervised = with_reports(datasets, "train")
+    if len(supervised.places) == 1:
+        raise InputError(
+            f"only 1 of the {supervised.left_out + 1} images in split 'train' has a report with "
+            "findings or impression: there is no other report to tell from. Give data with more "
+            "reports (`selfray ingest --reports`), or a recipe for images alone."
+        )
+    return supervised
 
 
 def _given_text_encoder(config: ContrastiveConfig) -> TextEncoder | None:

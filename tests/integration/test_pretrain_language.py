@@ -31,7 +31,7 @@ from selfray.config import ContrastiveConfig
 from selfray.data.dataset import RadiographDataset
 from selfray.data.report_loader import with_reports
 from selfray.errors import InputError, Interrupted
-from selfray.initialise import initialise, initialise_image_text
+from selfray.initialise import initialise, initialise_encoder, initialise_image_text
 from selfray.models.published import load_encoder
 from selfray.models.text_encoder import TextEncoder, small_text_encoder, train_tokenizer
 from selfray.models.text_tower import open_text_tower
@@ -186,7 +186,8 @@ def test_two_ranks_make_the_run_of_one(reported: Path, tmp_path: Path) -> None:
 def test_a_run_begins_with_the_encoder_and_the_crops_of_its_pair(reported: Path) -> None:
     paired, config = micro_config(reported), micro_language_config(reported)
     student, _, _ = initialise(paired)
-    networks, _ = initialise_image_text(config, _text_encoder())
+    begun = initialise_encoder(config)
+    networks, _ = initialise_image_text(config, begun, _text_encoder())
     theirs = student.result.state_dict()
     assert all(torch.equal(t, theirs[n]) for n, t in networks.result.state_dict().items())
 
@@ -252,6 +253,23 @@ def test_no_report_at_all_is_refused(
     line = _refused(micro_language_config(micro_data), tmp_path / "run", capsys)
     assert "none of the 14 images in split 'train' has a report" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_one_report_alone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reports = (REPORTS[0], *[None] * 23)
+    data = write_dataset(tmp_path / "data", reports=reports).directory
+    line = _refused(micro_language_config(data), tmp_path / "run", capsys)
+    assert "only 1 of the 14 images in split 'train' has a report" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_encoder_that_cannot_be_continued_leaves_no_run_behind(
+    reported: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for init, said in ((tmp_path / "none", "is no directory"), (whole, "does not fit the config")):
+        config = micro_language_config(reported, init=str(init), encoder__arch="vit_nano")
+        assert said in _refused(config, tmp_path / "run", capsys)
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_run_of_images_alone_is_not_resumed_with_reports(
