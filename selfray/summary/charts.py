@@ -136,7 +136,8 @@ def interval_chart(
 def span(bars: Sequence[Bar], *others: float) -> tuple[float, float]:
     """Least and greatest of all that is drawn, and of further values."""
     values = [v for b in bars for v in (b.value, b.low, b.high) if v is not None]
-    return min(*values, *others), max(*values, *others)
+    values += others
+    return min(values), max(values)
 
 
 def _draw_bar(axes: Axes, y: float, bar: Bar) -> None:

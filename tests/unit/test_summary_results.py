@@ -288,6 +288,13 @@ def test_files_are_linked_where_they_are(tmp_path: Path) -> None:
     assert all(file.is_file() for file in files)
 
 
+def test_one_value_without_an_interval_is_drawn() -> None:
+    """A perfect score of the only encoder."""
+    bar = Bar("alone", 0, 1.0, None, None, "1.000", "")
+    chart = interval_chart([bar], title="t", axis="a", zero=None, zero_label="")
+    assert "alone" in chart and "nan" not in chart
+
+
 def test_charts_with_shared_styles_look_as_before() -> None:
     bars = [Bar(f'class="s0" style="x" {k}', k, 0.6, 0.5, 0.7, "0.6", "") for k in range(6)]
     chart = interval_chart(bars, title="t", axis="a", zero=0.5, zero_label="z")
