@@ -378,6 +378,11 @@ def _validate_language(c: ContrastiveConfig) -> None:
             f"text.vocabulary is {c.text.vocabulary}. It must be at least {_SMALLEST_VOCABULARY}: "
             "every byte and the special tokens."
         )
+    if c.text.max_tokens < _SMALLEST_TEXT:
+        raise InputError(
+            f"text.max_tokens is {c.text.max_tokens}. It must be at least {_SMALLEST_TEXT}: what "
+            "begins a text, a token of it, and what ends it."
+        )
     if c.contrastive.logit_scale > c.contrastive.logit_scale_largest:
         raise InputError(
             f"contrastive.logit_scale {c.contrastive.logit_scale} is above "
@@ -386,6 +391,7 @@ def _validate_language(c: ContrastiveConfig) -> None:
 
 
 _SMALLEST_VOCABULARY = 256 + 3
+_SMALLEST_TEXT = 1 + 2
 _SHARES = {
     "encoder.drop_path", "crops.flip", "crops.jitter", "crops.blur_global_first",
     "crops.blur_global_second", "crops.blur_local", "crops.brightness", "crops.contrast",

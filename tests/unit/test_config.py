@@ -114,6 +114,7 @@ def test_a_value_that_cannot_be_is_refused_by_name(changes: dict[str, Any], mess
         ({"batch_size": 1}, "batch_size is 1: there is no other report"),
         ({"text__width": 15}, "text.width 15 cannot be shared out over text.heads 2"),
         ({"text__vocabulary": 258}, "text.vocabulary is 258. It must be at least 259"),
+        ({"text__max_tokens": 2}, "text.max_tokens is 2. It must be at least 3"),
         ({"text__sentences": -1}, "text.sentences is -1. It must be 0 or more"),
         ({"crops__blur": 1.5}, "crops.blur is 1.5. It must lie between 0 and 1"),
         ({"crops__global_size": 200}, r"crops.global_size is 200, .* 14. Use 196 or 210"),
