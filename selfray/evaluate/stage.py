@@ -59,6 +59,7 @@ from selfray.evaluate.leaks import (
     read_training_list,
 )
 from selfray.evaluate.presets import apply_preset, find_preset
+from selfray.evaluate.replaced import remove_stale_page, say_what_differs
 from selfray.evaluate.report_writing import (
     ImageTokens,
     ReportTask,
@@ -204,6 +205,7 @@ def evaluate(
     benchmark, segmenting = _open(data, choice)
     listed = _training_lists(choice, benchmark)
     _require_encoders(choice, benchmark, segments=segmenting is not None)
+    say_what_differs(out, choice.command(data, out), benchmark.data.fingerprint)
     out.mkdir(parents=True, exist_ok=True)
     features, judged = _judge(choice, benchmark, out)
     segmented = {} if segmenting is None else _segment(choice, benchmark, segmenting, out)
@@ -440,6 +442,8 @@ def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = No
     described["leaks"] = [leak for of, *_ in parts for leak in of["leaks"]]
     words = ["selfray", "evaluate", "--compare", *map(str, evaluations), "--out", str(out)]
     described["command"] = shlex.join(words + (["--baseline", baseline] if baseline else []))
+    fingerprint = first_described["dataset"]["fingerprint"]
+    say_what_differs(out, str(described["command"]), fingerprint)
     out.mkdir(parents=True, exist_ok=True)
     seed = first_described["seed"]
     _write(out, judged, segmented, reported, held_out, described, baseline, seed)
@@ -468,19 +472,9 @@ def _write(
     baseline: str | None,
     seed: int,
 ) -> None:
-    # Its presence says that what lies beside it belongs together.
-    (out / _RESULTS).unlink(missing_ok=True)
     lines = score(judged, held_out, seed=seed, baseline=baseline)
     lines += score_segmentation(segmented, seed=seed, baseline=baseline)
     lines += score_reports(reported, seed=seed, baseline=baseline)
-    for file, tables in ((_SEGMENTED, segmented), (_REPORTED, reported)):
-        if tables:
-            write_table(out / file, _with_encoders(tables))
-        else:
-            (out / file).unlink(missing_ok=True)  # of a run with other tasks
-    write_table(out / "held_out.parquet", held_out.table())
-    write_table(out / "predictions.parquet", predictions_table(judged, held_out))
-    write_tables(out, lines)
     description = {
         "format": FORMAT_NAME,
         "version": VERSION,
@@ -495,9 +489,23 @@ def _write(
             package: version(package) for package in ("selfray", "torch", "numpy", "scikit-learn")
         },
     }
-    write_atomically(out / "evaluation.json", json.dumps(description, indent=2).encode())
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-    write_atomically(out / _RESULTS, text.encode())
+    shown = {
+        "evaluation.json": json.dumps(description, indent=2).encode(),
+        _RESULTS: text.encode(),  # last: its presence says that all of these belong together
+    }
+    remove_stale_page(out, shown)
+    (out / _RESULTS).unlink(missing_ok=True)
+    for file, tables in ((_SEGMENTED, segmented), (_REPORTED, reported)):
+        if tables:
+            write_table(out / file, _with_encoders(tables))
+        else:
+            (out / file).unlink(missing_ok=True)  # of a run with other tasks
+    write_table(out / "held_out.parquet", held_out.table())
+    write_table(out / "predictions.parquet", predictions_table(judged, held_out))
+    write_tables(out, lines)
+    for file, content in shown.items():
+        write_atomically(out / file, content)
 
 
 def _with_encoders(tables: Mapping[str, pa.Table]) -> pa.Table:

@@ -12,6 +12,7 @@ from typing import Any
 import selfray
 from selfray.data.dataset import RadiographDataset, write_atomically
 from selfray.errors import InputError
+from selfray.evaluate.replaced import PAGE_MARK
 from selfray.summary.calibration_section import calibration_section
 from selfray.summary.charts import share_styles
 from selfray.summary.differences_section import differences_section
@@ -105,7 +106,7 @@ def _title(inputs: Inputs) -> str:
 
 def _header(title: str, inputs: Inputs) -> str:
     parts = [leak_notes(inputs.evaluations), _banner(inputs)]
-    parts += ['<p class="kicker">selfray summary</p>', f"<h1>{escaped(title)}</h1>"]
+    parts += [PAGE_MARK, f"<h1>{escaped(title)}</h1>"]
     for evaluation in inputs.evaluations:
         opening, claims = evaluation_verdict(evaluation)
         items = "".join(f"<li><b>{escaped(who)}:</b> {escaped(told)}.</li>" for who, told in claims)
