@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,3 +84,30 @@ def _kind(path: Path) -> str:
 _IMAGE_SUFFIXES = frozenset(
     {".dcm", ".dicom", ".dic", ".ima", ".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff"}
 )
+
+
+def write_file_list(path: Path, column: str, files: Iterable[tuple[str, str]]) -> None:
+    """Write which name is which file, for the owner's eyes alone; whole or not at all.
+
+    Args:
+        path: CSV file, replaced if it is there.
+        column: Heading of the names.
+        files: (name, path below the folder), which may hold a patient's name.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)
+    with create_private(temporary) as file:
+        lines = csv.writer(file)
+        lines.writerow((column, "path"))
+        lines.writerows(files)
+    temporary.replace(path)
+
+
+def create_private(path: Path) -> io.TextIOWrapper:
+    """A new file that its owner alone may read; names that are no UTF-8 stay as they are.
+
+    Raises:
+        FileExistsError: It is there already.
+    """
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    return os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="")

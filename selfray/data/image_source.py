@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from selfray.data.dataset import RadiographDataset
-from selfray.data.image_files import find_images
+from selfray.data.image_files import find_images, write_file_list
 from selfray.data.isolated import CRASHED, each_in_processes
 from selfray.data.radiograph import read_eight_bits
 from selfray.errors import BadImage, InputError
@@ -188,16 +185,8 @@ class FolderImages:
 
     def write_file_list(self, path: Path) -> None:
         """Write which image is which file, for the owner's eyes alone."""
-        text = io.StringIO(newline="")
-        lines = csv.writer(text)
-        lines.writerow(("image_id", "path"))
-        lines.writerows((_image_id(row), file) for row, file in enumerate(self._files))
-        temporary = path.with_name(f".{path.name}.partial")
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text.getvalue().encode(errors="surrogateescape"))
-        temporary.replace(path)
+        named = ((_image_id(row), file) for row, file in enumerate(self._files))
+        write_file_list(path, "image_id", named)
 
 
 def open_images(data: Path) -> DatasetImages | FolderImages:

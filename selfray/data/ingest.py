@@ -11,11 +11,9 @@ copied as they are; columns of records that may tell patients apart are refused.
 
 from __future__ import annotations
 
-import csv
 import errno
 import hashlib
 import hmac
-import io
 import json
 import os
 import secrets
@@ -35,7 +33,7 @@ from selfray.data.dataset import (
     write_atomically,
 )
 from selfray.data.dicom import AcquisitionRecord
-from selfray.data.image_files import FoundImages, find_images
+from selfray.data.image_files import FoundImages, create_private, find_images, write_file_list
 from selfray.data.isolated import each_in_processes
 from selfray.data.metadata_table import MetadataTable, read_metadata_table, require_no_identifier
 from selfray.data.published_layouts import Place, published_place
@@ -247,7 +245,7 @@ def ingest(
         _require_same_command(writer, source, (table, written), seed, key)
         hashes = _Hashes(key)
         names = {file: hashes.of("file", file, 20) for file in found.images}
-        _write_file_list(file_list, names)
+        write_file_list(file_list, "source_file", ((h, file) for file, h in names.items()))
         rows = _RowMaker(hashes, metadata, written, seed, writer)
         refused = _read_files(source, names, rows, writer, (size, intensity), workers)
         _require_rows(writer, source, refused)
@@ -536,7 +534,7 @@ def _key(path: Path) -> bytes:
     """The secret key of the hashes; made, readable by its owner alone, if it is missing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _create_private(path) as file:
+        with create_private(path) as file:
             file.write(secrets.token_hex(32) + "\n")
     except FileExistsError:
         pass
@@ -611,22 +609,6 @@ def _remove_notes(out: Path) -> None:
     """Remove what only an unfinished ingest needs."""
     for name in (_COMMAND_FILE, _NAMED_FILE):
         (out / name).unlink(missing_ok=True)
-
-
-def _create_private(path: Path) -> io.TextIOWrapper:
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    return os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="")
-
-
-def _write_file_list(path: Path, names: dict[str, str]) -> None:
-    """Write which hash is which file, for the owner's eyes."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.unlink(missing_ok=True)
-    with _create_private(temporary) as file:
-        lines = csv.writer(file)
-        lines.writerow(("source_file", "path"))
-        lines.writerows((name, file) for file, name in names.items())
-    temporary.replace(path)
 
 
 class _Refusals:

@@ -215,7 +215,7 @@ def test_what_is_refused_on_the_way_leaves_no_key_behind(archive, tmp_path, monk
         path.touch()
         return Path("/dev/full").open("w")
 
-    monkeypatch.setattr(ingest_module, "_create_private", on_a_full_disk)
+    monkeypatch.setattr(ingest_module, "create_private", on_a_full_disk)
     with pytest.raises(InputError, match=r"key cannot be written \(No space left"):
         ingest(archive, tmp_path / "other", workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
