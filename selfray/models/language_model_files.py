@@ -33,11 +33,12 @@ _GGUF = b"GGUF"
 _CONVERTED = "converted"  # the file that a conversion ends with
 
 
-def transformers_library(what: str) -> ModuleType:
+def transformers_library(what: str, *, extra: str = "reports") -> ModuleType:
     """The transformers library.
 
     Args:
         what: What needs it, for the error.
+        extra: Of this package, which installs it.
 
     Raises:
         InputError: It is not installed.
@@ -47,7 +48,7 @@ def transformers_library(what: str) -> ModuleType:
     except ImportError:
         raise InputError(
             f"{what} needs the transformers library, which is not installed. "
-            "Install it: pip install 'selfray[reports]'."
+            f"Install it: pip install 'selfray[{extra}]'."
         ) from None
     return transformers
 

@@ -22,7 +22,7 @@ from selfray.errors import InputError, nearest, one_line
 from selfray.models.encoder import Encoder, Tokens
 from selfray.models.huggingface import PICKLED_WEIGHTS, WEIGHTS, read_json
 from selfray.models.image_processor import read_image_processor
-from selfray.models.language_model_files import quiet
+from selfray.models.language_model_files import quiet, transformers_library
 from selfray.models.weights_file import check_names, read_tensors, sha256_of
 
 Pooled = Literal["pooler", "first", "mean"]
@@ -119,7 +119,7 @@ def read_transformers(name: str, directory: Path) -> Encoder:
         InputError: transformers is not installed, a file is missing or damaged, the
             architecture is not supported, or the parameters are not exactly the network's.
     """
-    transformers = _library(directory)
+    transformers = transformers_library(str(directory), extra="encoders")
     file = directory / "config.json"
     settings = read_json(file)
     kind = _kind_of(settings, file)
@@ -178,17 +178,6 @@ class _Tower(nn.Module):
         if self.pooled == "mean":
             return Tokens(patches.mean(dim=1), patches)
         return Tokens(tokens[:, 0] if self.pooled == "first" else found.pooler_output, patches)
-
-
-def _library(directory: Path) -> ModuleType:
-    try:
-        import transformers
-    except ImportError:
-        raise InputError(
-            f"{directory} is read by the transformers library, which is not installed. "
-            "Install it: pip install 'selfray[encoders]'."
-        ) from None
-    return transformers
 
 
 def _kind_of(settings: Mapping[str, Any], file: Path) -> _Kind:
