@@ -15,26 +15,29 @@ _NOTED = "pre-training"
 def leak_notes(evaluations: Sequence[Evaluation]) -> str:
     """A loud box for each evaluation with leaks, a quiet line for each that was found clean.
 
-    Nothing is said of an evaluation that nobody looked for leaks in.
+    Nothing is said of an evaluation that nobody looked for leaks in; what holds of an encoder in
+    several evaluations is said once.
     """
     several = len(evaluations) > 1
-    return "".join(_notes(e, f" in {e.path.name}" if several else "") for e in evaluations)
+    found = [_found(e, f" in {e.path.name}" if several else "") for e in evaluations]
+    noted = dict.fromkeys(
+        _sentence(leak) for e in evaluations for leak in e.leaks or () if leak.get("kind") == _NOTED
+    )
+    return "".join(found) + "".join(f'<p class="note">{escaped(said)}</p>' for said in noted)
 
 
-def _notes(evaluation: Evaluation, where: str) -> str:
+def _found(evaluation: Evaluation, where: str) -> str:
     if evaluation.leaks is None:
         return ""
     leaks = _alarms(evaluation)
     items = "".join(f"<li>{escaped(_sentence(leak))}</li>" for leak in leaks)
-    said = (
+    return (
         f'<div class="banner leak" role="alert"><strong>Leak{escaped(where)}: numbers below are '
         f"too good.</strong><ul>{items}</ul></div>"
         if leaks
         else f'<p class="note">No leak found{escaped(where)}: patients, studies, images and what '
         "is known of the encoders' training were checked.</p>"
     )
-    noted = [leak for leak in evaluation.leaks if leak not in leaks]
-    return said + "".join(f'<p class="note">{escaped(_sentence(leak))}</p>' for leak in noted)
 
 
 def _alarms(evaluation: Evaluation) -> list[dict[str, Any]]:

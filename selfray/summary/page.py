@@ -26,7 +26,7 @@ from selfray.summary.pictures_section import pictures_section
 from selfray.summary.protocols_section import protocols_section
 from selfray.summary.ranks_section import ranks_section
 from selfray.summary.records_section import records_section
-from selfray.summary.reports_section import reports_section
+from selfray.summary.reports_section import reports_section, reports_verdict
 from selfray.summary.results_section import results_section
 from selfray.summary.segmentation_section import segmentation_section
 from selfray.summary.sites_section import sites_section
@@ -71,9 +71,7 @@ def write_summary(directory: Path) -> Path:
 
 
 def _page(inputs: Inputs) -> str:
-    results = "".join(
-        section(e, _phantom_note(e, inputs)) for e in inputs.evaluations for section in _OF_RESULTS
-    )
+    results = "".join(_results(evaluation, inputs) for evaluation in inputs.evaluations)
     sections = [f'<section id="results">{results}</section>'] if results else []
     sections += [training_section(inputs.runs, _run_is_synthetic)] if inputs.runs else []
     sections.append(pictures_section(inputs))
@@ -95,6 +93,14 @@ def _page(inputs: Inputs) -> str:
     )
 
 
+def _results(evaluation: Evaluation, inputs: Inputs) -> str:
+    name = str(evaluation.dataset.get("name", evaluation.path.name))
+    which = f": {evaluation.path.resolve().name}" if len(inputs.evaluations) > 1 else ""
+    note = _phantom_note(evaluation, inputs)
+    body = "".join(section(evaluation, note) for section in _OF_RESULTS)
+    return f"<h2>Results on {escaped(name + which)}</h2>{body}"
+
+
 def _title(inputs: Inputs) -> str:
     judged = sorted({str(e.dataset.get("name", e.path.name)) for e in inputs.evaluations})
     if not judged:
@@ -108,10 +114,10 @@ def _header(title: str, inputs: Inputs) -> str:
     parts = [leak_notes(inputs.evaluations), _banner(inputs)]
     parts += [PAGE_MARK, f"<h1>{escaped(title)}</h1>"]
     for evaluation in inputs.evaluations:
-        opening, claims = evaluation_verdict(evaluation)
-        items = "".join(f"<li><b>{escaped(who)}:</b> {escaped(told)}.</li>" for who, told in claims)
-        verdict = f'<ul class="verdict">{items}</ul>' if items else ""
-        parts.append(f'<p class="lede">{escaped(opening)}</p>{verdict}')
+        verdicts = [reports_verdict(evaluation)] if evaluation.reports else []
+        if evaluation.results or not verdicts:
+            verdicts.insert(0, evaluation_verdict(evaluation))
+        parts += [_verdict(*verdict) for verdict in verdicts]
     if not inputs.evaluations:
         parts += [f'<p class="lede">{escaped(run_verdict(run))}</p>' for run in inputs.runs]
     parts.append(facts(_data_facts(inputs)))
@@ -120,6 +126,12 @@ def _header(title: str, inputs: Inputs) -> str:
     shown += [("pictures", "Pictures"), ("provenance", "How it was made")]
     links = "".join(f'<a href="#{anchor}">{name}</a>' for anchor, name in shown)
     return f'<header>{"".join(parts)}<nav aria-label="Sections">{links}</nav></header>'
+
+
+def _verdict(opening: str, claims: list[tuple[str, str]]) -> str:
+    items = "".join(f"<li><b>{escaped(who)}:</b> {escaped(told)}.</li>" for who, told in claims)
+    verdict = f'<ul class="verdict">{items}</ul>' if items else ""
+    return f'<p class="lede">{escaped(opening)}</p>{verdict}'
 
 
 def _banner(inputs: Inputs) -> str:

@@ -28,12 +28,15 @@ _ENCODERS = 3
 
 
 def pictures_section(inputs: Inputs) -> str:
-    """The section for the judged encoders of each evaluation, or for each run if there is none."""
-    parts = [
-        _of_evaluation(evaluation, encoder, first=k == 0)
-        for evaluation in inputs.evaluations
-        for k, encoder in enumerate(_drawn(evaluation, inputs.runs))
-    ]
+    """The section for the judged encoders of all evaluations, or for each run if there is none."""
+    parts, seen = [], set[tuple[str, Any]]()
+    # Those with results first: there lie the features that neighbours are found by.
+    for evaluation in sorted(inputs.evaluations, key=lambda e: not e.results):
+        for k, encoder in enumerate(_drawn(evaluation, inputs.runs)):
+            shown = (encoder, evaluation.dataset.get("fingerprint"))
+            if shown not in seen:  # evaluations of one encoder on the same images look alike
+                parts.append(_of_evaluation(evaluation, encoder, first=k == 0))
+            seen.add(shown)
     if not parts:
         parts = [_of_run(run) for run in inputs.runs]
     body = "".join(parts) or "<p>No encoder is recorded, so there is nothing to draw.</p>"
@@ -149,7 +152,9 @@ def _heads(example: Example, dataset: RadiographDataset) -> str:
 
 def _neighbours(features: Features | None, dataset: RadiographDataset) -> str:
     if features is None:
-        return _left_out(InputError("the encoder's features are no longer in the directory."))
+        return _left_out(
+            InputError("the evaluation has no features of this encoder to find neighbours by.")
+        )
     try:
         rows = nearest_neighbours(features, dataset)
     except InputError as error:

@@ -9,7 +9,7 @@ from selfray.summary.judged_cells import best_legend, judged_cell
 from selfray.summary.markup import escaped, figure, listed, shortened
 from selfray.summary.number_cells import Line, fixed, head, series_mark, table
 from selfray.summary.report_pictures import report_pictures
-from selfray.summary.verdict import readable_names
+from selfray.summary.verdict import claim, opening, outcome, readable_names
 
 _METRICS = {
     ("macro", "clinical_f1"): "Clinical F1, macro",
@@ -54,6 +54,42 @@ def reports_section(evaluation: Evaluation, note: str) -> str:
         + _findings(lines, names, note)
         + report_pictures(evaluation, names, note)
     )
+
+
+def reports_verdict(evaluation: Evaluation) -> tuple[str, list[tuple[str, str]]]:
+    """What was found of reports, as `evaluation_verdict` says it: writers instead of encoders.
+
+    Args:
+        evaluation: With `reports`.
+
+    Returns:
+        The opening words, and for each encoder its name and what the language model's reports are
+        better or worse than.
+    """
+    names = readable_names(evaluation.encoders)
+    for (target, metric), title in _METRICS.items():
+        of = [
+            x
+            for x in evaluation.reports
+            if x["probe"] == LANGUAGE_MODEL
+            and x["metric"].removesuffix("_difference") == metric
+            and target in ("", x["target"])
+        ]
+        known = [x for x in of if "reference" not in x and x["value"] is not None]
+        if known:
+            claims = [(names[x["encoder"]], claim(x, _outcomes(x["encoder"], of))) for x in known]
+            told = f"{title} of the language model's reports"
+            return opening(known, told, "studies"), claims
+    return "Reports were written, and no number of them is defined.", []
+
+
+def _outcomes(encoder: str, lines: list[Line]) -> list[tuple[str, str]]:
+    """How the language model did against the other writers, through the same encoder."""
+    return [
+        (outcome(x), _spoken(x["reference_probe"]))
+        for x in lines
+        if x["encoder"] == encoder and x.get("reference_probe") and x.get("ci_low") is not None
+    ]
 
 
 def _table(

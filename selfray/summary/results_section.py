@@ -18,18 +18,14 @@ def results_section(evaluation: Evaluation, note: str) -> str:
         evaluation: Read by `read_evaluation`.
         note: What each caption begins with.
     """
-    name = evaluation.dataset.get("name", evaluation.path.name)
-    title = f"<h2>Results on {escaped(name)}</h2>"
-    if evaluation.reports and not evaluation.results:
-        return title
     if not evaluation.results:
-        return f"{title}<p>No result is recorded yet.</p>"
+        return "" if evaluation.reports else "<p>No result is recorded yet.</p>"
     charts = measure_charts(evaluation, [m for m in measures(evaluation) if m.target == "macro"])
     caption = (
         f"{note}<b>Findings and anatomy.</b> Dot: estimate on the test split; bar: 95 % interval. "
         "Dashed, where that does not depend on the data: an encoder that knows nothing."
     )
-    return title + _main_table(evaluation, note) + (figure(charts, caption) if charts else "")
+    return _main_table(evaluation, note) + (figure(charts, caption) if charts else "")
 
 
 def _main_table(evaluation: Evaluation, note: str) -> str:

@@ -139,20 +139,25 @@ def evaluation_verdict(evaluation: Evaluation) -> tuple[str, list[tuple[str, str
                 for subject in subjects(encoders)
                 if (line := lines[subject]) is not None and line["value"] is not None
             ]
-            return _opening(known, measure), claims
-    if evaluation.reports:
-        return "Reports were written, and nothing else was judged.", []
+            told = f"{measure.metric_name} {measure.of}"
+            return opening(known, told, "images"), claims
     return "No result is recorded yet.", []
 
 
-def _opening(lines: list[dict[str, Any]], measure: Measure) -> str:
-    told = f"{measure.metric_name} {measure.of}"
+def opening(lines: list[dict[str, Any]], told: str, judged: str) -> str:
+    """`On 590 held-out images of 333 patients, macro-AUROC over the findings:`.
+
+    Args:
+        lines: Of one number, by encoder; the one of most images or studies is spoken of.
+        told: What the number is.
+        judged: `images` or `studies`.
+    """
     lines = [line for line in lines if line["n"] is not None]
     if not lines:
         return f"{told[0].upper()}{told[1:]}:"
     most = max(lines, key=lambda line: line["n"])
     patients = f" of {most['n_patients']:,} patients" if most["n_patients"] is not None else ""
-    split = "held-out images" if most.get("split") == "test" else "images"
+    split = f"held-out {judged}" if most.get("split") == "test" else judged
     return f"On {most['n']:,} {split}{patients}, {told}:"
 
 
@@ -163,13 +168,24 @@ def _claim(
     measure: Measure,
     names: dict[str, str],
 ) -> str:
-    outcomes: dict[str, list[str]] = {name: [] for name in _WORDS}
+    outcomes: list[tuple[str, str]] = []
     # Baselines first: whether anything was learned comes before who learned more.
     for reference in sorted(names, key=lambda e: not is_baseline(e)):
         difference = evaluation.difference(subject, reference, measure.target, measure.metric)
         if difference is not None and reference != subject:
-            outcomes[outcome(difference)].append(names[reference])
-    told = "; ".join(f"{_WORDS[how]} {enumerated(who)}" for how, who in outcomes.items() if who)
+            outcomes.append((outcome(difference), names[reference]))
+    return claim(line, outcomes)
+
+
+def claim(line: dict[str, Any], outcomes: Sequence[tuple[str, str]]) -> str:
+    """`0.663 [0.645, 0.682], better than random weights; worse than ...`.
+
+    Args:
+        line: The number, with its interval.
+        outcomes: What `outcome` says of each difference, and what it is the difference from.
+    """
+    by_outcome = {how: [who for found, who in outcomes if found == how] for how in _WORDS}
+    told = "; ".join(f"{_WORDS[how]} {enumerated(who)}" for how, who in by_outcome.items() if who)
     return cell_text(line) + (f", {told}" if told else "")
 
 
