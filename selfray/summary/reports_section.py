@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from selfray.evaluate.report_writing import LANGUAGE_MODEL, WRITERS
+from selfray.evaluate.report_writing import (
+    LANGUAGE_MODEL,
+    MOST_FREQUENT,
+    NEAREST,
+    OTHER_IMAGE,
+    OTHER_NEIGHBOUR,
+    WRITERS,
+)
 from selfray.summary.charts import Bar, interval_chart
 from selfray.summary.inputs import Evaluation
 from selfray.summary.judged_cells import best_legend, judged_cell
@@ -27,6 +34,14 @@ _METRICS = {
 """Target (the part that is written where empty) and metric, and the column's title."""
 _FIRST = ("macro", "clinical_f1")
 _NOT_FINDINGS = {"macro", "micro", "macro-5", "micro-5"}
+
+_COMPARED = {
+    OTHER_IMAGE: "those it writes of another patient's image",
+    NEAREST: "the report of the nearest neighbour",
+    OTHER_NEIGHBOUR: "that of another patient's nearest neighbour",
+    MOST_FREQUENT: "the most frequent report",
+}
+"""What the language model's reports are held against, in a sentence."""
 
 _Row = tuple[str, str]
 """Encoder and writer."""
@@ -78,7 +93,8 @@ def reports_verdict(evaluation: Evaluation) -> tuple[str, list[tuple[str, str]]]
         known = [x for x in of if "reference" not in x and x["value"] is not None]
         if known:
             claims = [(names[x["encoder"]], claim(x, _outcomes(x["encoder"], of))) for x in known]
-            told = f"{title} of the language model's reports"
+            named = title.replace("Clinical F1, macro", "clinical F1 (mean over the findings)")
+            told = f"{named} of the language model's reports"
             return opening(known, told, "studies"), claims
     return "Reports were written, and no number of them is defined.", []
 
@@ -86,7 +102,7 @@ def reports_verdict(evaluation: Evaluation) -> tuple[str, list[tuple[str, str]]]
 def _outcomes(encoder: str, lines: list[Line]) -> list[tuple[str, str]]:
     """How the language model did against the other writers, through the same encoder."""
     return [
-        (outcome(x), _spoken(x["reference_probe"]))
+        (outcome(x), _COMPARED.get(x["reference_probe"], _spoken(x["reference_probe"])))
         for x in lines
         if x["encoder"] == encoder and x.get("reference_probe") and x.get("ci_low") is not None
     ]
