@@ -19,6 +19,7 @@ from selfray.data.dataset import write_atomically
 from selfray.errors import InputError
 
 _IDENTITY = b"selfray"  # among the metadata of the Parquet file
+_MARK = "made_of.json"
 
 
 def read_part(part: Path, identity: Mapping[str, Any]) -> pa.Table | None:
@@ -44,12 +45,30 @@ def read_part(part: Path, identity: Mapping[str, Any]) -> pa.Table | None:
         raise InputError(
             f"{part} is damaged, or no part of an evaluation. Remove it, and it is made again."
         ) from cause
-    for what, wanted in _as_read(identity).items():
-        if found.get(what) != wanted:
-            raise InputError(
-                f"{part} is of other {what} than now. Give another --out, or remove it."
-            )
+    _require_equal(part, found, identity)
     return table.replace_schema_metadata(metadata or None)
+
+
+def claim_directory(directory: Path, identity: Mapping[str, Any]) -> None:
+    """Mark a directory of unfinished work, or refuse one that was marked for other work.
+
+    Args:
+        directory: Made if need be.
+        identity: As for `read_part`.
+
+    Raises:
+        InputError: The mark is damaged, or names another identity.
+    """
+    mark = directory / _MARK
+    if not mark.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(mark, json.dumps(identity, indent=2).encode())
+        return
+    try:
+        found = dict(json.loads(mark.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as cause:
+        raise InputError(f"{mark} is damaged. Remove {directory}, and it is made again.") from cause
+    _require_equal(directory, found, identity)
 
 
 def write_part(part: Path, table: pa.Table, identity: Mapping[str, Any]) -> None:
@@ -72,6 +91,10 @@ def write_table(file: Path, table: pa.Table) -> None:
     write_atomically(file, buffer.getvalue().to_pybytes())
 
 
-def _as_read(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back, with lists for tuples."""
-    return json.loads(json.dumps(identity))
+def _require_equal(path: Path, found: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    as_read = json.loads(json.dumps(identity))  # lists for tuples
+    for what, wanted in as_read.items():
+        if found.get(what) != wanted:
+            raise InputError(
+                f"{path} is of other {what} than now. Give another --out, or remove it."
+            )

@@ -26,7 +26,7 @@ from selfray.evals.report_generation import generate_reports
 from selfray.evals.report_model import ReportExamples, ReportModel, encode_examples
 from selfray.evals.report_model_directory import save_report_model
 from selfray.evals.report_training import TrainingStage, train_report_model
-from selfray.evaluate.kept_parts import read_part, write_part
+from selfray.evaluate.kept_parts import claim_directory, read_part, write_part
 from selfray.evaluate.patch_tokens import PatchTokens
 from selfray.evaluate.report_studies import ReportStudies, report_studies
 from selfray.feature_directory import Features
@@ -262,6 +262,8 @@ class _Judging:
         found = [table for table in kept.values() if table is not None]
         if len(found) == len(parts):
             return found
+        # Checkpoints and half-written reports do not know their encoder: the directory does.
+        claim_directory(out, identity)
         test, tokens = self.studies["test"], self.tokens
         model = self._trained(config, out)
         shown = {
@@ -354,7 +356,11 @@ class _Judging:
         }
         centre, spread = means["train"].mean(axis=0), means["train"].std(axis=0)
         scaled = {split: (m - centre) / np.maximum(spread, 1e-6) for split, m in means.items()}
-        unit = {s: m / np.linalg.norm(m, axis=1, keepdims=True) for s, m in scaled.items()}
+        # An encoder may say the same of every image; then all are equally near.
+        unit = {
+            s: m / np.maximum(np.linalg.norm(m, axis=1, keepdims=True), 1e-6)
+            for s, m in scaled.items()
+        }
         return (unit["test"] @ unit["train"].T).argmax(axis=1)
 
     def _patients(self, studies: ReportStudies) -> np.ndarray:

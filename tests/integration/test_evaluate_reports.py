@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
@@ -240,6 +241,32 @@ def test_an_interrupted_writing_goes_on_with_what_is_there(data, evaluation, tmp
     )
     assert resumed == whole
     assert not list((tmp_path / "out").rglob(".*.jsonl"))
+
+
+def test_a_training_is_not_gone_on_with_for_an_encoder_of_other_weights(
+    data, tmp_path, monkeypatch
+):
+    """Whoever removes the kept tokens and parts, as errors advise, leaves the checkpoints."""
+
+    def tokens(weights: str):
+        array = np.zeros((len(SPLITS), 2, 2, 8), np.float16)
+        rows = np.arange(len(SPLITS))
+        return lambda _: writing.ImageTokens("run", weights, torch.device("cpu"), array, rows)
+
+    def judge(weights: str) -> None:
+        writing.judge_reports(tokens(weights), data, tmp_path / "out", config=CONFIG)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(writing, "train_report_model", interrupted)
+        judge("a" * 64)
+    for part in (tmp_path / "out").glob("*.parquet"):
+        part.unlink()
+    monkeypatch.setattr(writing, "train_report_model", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(InputError, match="seed-0 is of other weights_sha256 than now"):
+        judge("b" * 64)
 
 
 @pytest.mark.parametrize("candidates", [1, 3])

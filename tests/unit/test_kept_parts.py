@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from selfray.errors import InputError
-from selfray.evaluate.kept_parts import read_part, write_part
+from selfray.evaluate.kept_parts import claim_directory, read_part, write_part
 
 IDENTITY = {"weights_sha256": "a" * 64, "labels": ("lung", "heart"), "steps": 3}
 TABLE = pa.table({"dice": [0.5, None]})
@@ -53,3 +53,15 @@ def test_a_damaged_part_and_a_table_of_somebody_else_are_refused(part):
     part.write_bytes(b"PAR1")
     with pytest.raises(InputError, match="is damaged"):
         read_part(part, IDENTITY)
+
+
+def test_a_directory_of_unfinished_work_is_of_what_it_was_begun_with(tmp_path):
+    directory = tmp_path / "new" / "seed-0"
+    for _ in range(2):
+        claim_directory(directory, IDENTITY)
+    with pytest.raises(InputError, match="seed-0 is of other steps than now"):
+        claim_directory(directory, IDENTITY | {"steps": 4})
+    (mark,) = directory.iterdir()
+    mark.write_text("[1")
+    with pytest.raises(InputError, match="is damaged"):
+        claim_directory(directory, IDENTITY)
