@@ -14,7 +14,7 @@ from selfray.data.dataset import RadiographDataset
 from selfray.errors import InputError
 from selfray.evaluate.report_writing import LANGUAGE_MODEL
 from selfray.summary.inputs import Evaluation
-from selfray.summary.markup import escaped, figure
+from selfray.summary.markup import escaped, figure, listed
 from selfray.summary.pictures import data_uri
 from selfray.summary.pictures_section import open_data
 
@@ -51,8 +51,10 @@ def report_pictures(evaluation: Evaluation, names: dict[str, str], note: str) ->
     caption = (
         f"{note}<b>Reports by the language model that sees through {escaped(names[encoder])}.</b> "
         f"Of {len(ordered):,} test studies the one that agrees best in words, the one that agrees "
-        "worst (last), and three between. Marked: words that only one of the two has there. The "
-        "reports are shown as the dataset has them: share this page as you would share them."
+        "worst (last), and three between. Marked: words that only one of the two has there; "
+        "below, where findings are read, which both state, which only the report, and which only "
+        "the language model. The reports are shown as the dataset has them: share this page as "
+        "you would share them."
     )
     return figure(f'<div class="reports">{cards}</div>', caption)
 
@@ -78,16 +80,34 @@ def _card(row: dict[str, Any], dataset: RadiographDataset) -> str:
     prompt = f'<p class="prompt">{escaped(row["prompt"])}</p>' if row["prompt"] else ""
     return (
         f'<div class="report"><img src="{picture}" alt="Radiograph" width="{size[0]}" '
-        f'height="{size[1]}"><div>{prompt}<p><b>Radiologist</b> {truth}</p>'
-        f"<p><b>Language model</b> {said}</p></div></div>"
+        f'height="{size[1]}"><div>{prompt}<p><b>Report</b> {truth}</p>'
+        f"<p><b>Language model</b> {said}</p>{_findings(row)}</div></div>"
     )
+
+
+def _findings(row: dict[str, Any]) -> str:
+    """Which findings both state, and which only one of them; empty where nobody read them."""
+    if row.get("reference_findings") is None or row.get("generated_findings") is None:
+        return ""
+    there, said = (dict.fromkeys(row[f"{of}_findings"]) for of in ("reference", "generated"))
+    groups = {
+        "found": [name for name in there if name in said],
+        "missed": [name for name in there if name not in said],
+        "invented": [name for name in said if name not in there],
+    }
+    told = " · ".join(
+        f'<span class="{how}">{how}: {escaped(listed(names))}</span>'
+        for how, names in groups.items()
+        if names
+    )
+    return f'<p class="stated">{told or "no finding in either"}</p>'
 
 
 def marked(reference: str, generated: str) -> tuple[str, str]:
     """Both texts as HTML; words that the other has not at that place are marked.
 
     Args:
-        reference: The radiologist's.
+        reference: The report of the dataset.
         generated: The language model's.
     """
     true, said = _words(reference), _words(generated)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -383,6 +385,28 @@ def test_the_page_shows_both_texts_with_words_that_differ_marked(evaluation):
     assert "Reports by the language model" in page and "Clinical F1, macro" in page
     assert WITH in page and "Indication: cough" in page
     assert page.count("<td>other patient&#x27;s neighbour</td>") == 2  # encoders
+
+
+def test_the_page_says_which_findings_were_found_missed_and_invented(evaluation, tmp_path):
+    copy = tmp_path / "e"
+    shutil.copytree(evaluation, copy)
+    table = pq.read_table(copy / "reports.parquet")
+    rows = table.to_pylist()
+    for row in rows:
+        row["reference_findings"] = ["nodule", "rib_fracture"]
+        row["generated_findings"] = ["nodule", "atelectasis"]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / "reports.parquet")
+    page = write_summary(copy).read_text()
+    told = [
+        '<span class="found">found: nodule</span>',
+        '<span class="missed">missed: rib fracture</span>',
+        '<span class="invented">invented: atelectasis</span>',
+    ]
+    assert page.count(" · ".join(told)) == 5
+    for row in rows:
+        row["reference_findings"] = row["generated_findings"] = []
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / "reports.parquet")
+    assert write_summary(copy).read_text().count("no finding in either") == 5
 
 
 def test_options_of_reports_need_the_task(data, tmp_path):
