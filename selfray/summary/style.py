@@ -169,9 +169,10 @@ img { display: block; width: 100%; height: auto; background: #000; }
 .report p { margin: 0 0 0.6rem; font-size: 0.9rem; }
 .report .stated { font-size: 0.85rem; color: var(--muted); }
 .report .stated span { color: var(--ink); border-left: 0.25rem solid; padding-left: 0.35rem; }
-.report .found { border-color: var(--series-2); }
-.report .missed { border-color: var(--series-1); }
-.report .invented { border-color: var(--series-3); }
+.report .stated span + span { margin-left: 0.3rem; }
+.report .stated .found { border-color: var(--series-2); }
+.report .stated .missed { border-color: var(--series-1); }
+.report .stated .invented { border-color: var(--series-3); }
 .report .prompt { color: var(--muted); white-space: pre-line; }
 mark { background: var(--mark); color: inherit; }
 .triple { display: grid; grid-template-columns: repeat(3, 1fr); gap: 3px; }
