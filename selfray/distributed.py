@@ -79,7 +79,11 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 def gather_over_ranks(value: Tensor) -> Tensor:
     """Concatenation [ranks · B, ...] of a tensor [B, ...] over ranks; gradients pass."""
-    return torch.cat(list(differentiable.all_gather(value))) if world_size() > 1 else value
+    if world_size() == 1:
+        return value
+    # A sum with zeros elsewhere: torch deprecates its gather that gradients pass.
+    others = [torch.zeros_like(value) for _ in range(world_size())]
+    return sum_over_ranks(torch.cat([*others[: rank()], value, *others[rank() + 1 :]]))
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

@@ -201,12 +201,17 @@ def _require_match(
         if name in given and wanted[name].shape != given[name].shape
     ]
     if missing or extra or shapes:
-        found = [f"missing {', '.join(missing)}"] * bool(missing)
-        found += [f"unexpected {', '.join(extra)}"] * bool(extra) + shapes[:3]
+        found = [f"missing {_first(missing)}"] * bool(missing)
+        found += [f"unexpected {_first(extra)}"] * bool(extra) + shapes[:3]
         raise InputError(
             f"{where} does not fit the config: {'; '.join(found)}. Set the fields of the config's "
             f"group {group!r} to those of the source (--{group}.…)."
         )
+
+
+def _first(names: list[str]) -> str:
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
 
 
 def _count(module: torch.nn.Module) -> int:
