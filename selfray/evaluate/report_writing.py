@@ -33,6 +33,7 @@ from selfray.feature_directory import Features
 from selfray.models.encoder import Encoder
 from selfray.models.language_memory import LanguageUse
 from selfray.models.language_model import LanguageModel, open_language_model
+from selfray.models.language_model_files import hash_of_source
 from selfray.models.precision import computes_in_bfloat16
 from selfray.models.small_decoder import small_decoder
 from selfray.progress import progress_bar
@@ -200,8 +201,12 @@ def judge_reports(
     studies = report_studies(data, config.target, config.prompt_sections)
     tokens = open_tokens(np.sort(np.concatenate([of.rows for of in studies.values()])))
     _say_left_out(tokens.name, studies)
-    judging = _Judging(tokens, data, config, studies)
+    source = config.language_model
+    language = hash_of_source(Path(source)) if source else ""
+    judging = _Judging(tokens, data, config, studies, language)
     judging.require_other_patients()
+    # Checkpoints and half-written reports do not know what they are of: the directory does.
+    claim_directory(out, judging.made_of)
     nearest = judging.copied(NEAREST, out)
     tables = [nearest, judging.copied(MOST_FREQUENT, out)]
     for seed in seeds:
@@ -226,6 +231,16 @@ class _Judging:
     data: RadiographDataset
     config: ReportConfig
     studies: dict[str, ReportStudies]
+    language_model: str  # SHA-256 of its weights; empty for the small decoder
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """What an encoder's directory is of, beside what its name says."""
+        return {
+            "weights_sha256": self.tokens.weights_sha256,
+            "fingerprint": self.data.fingerprint,
+            "language model": self.language_model,
+        }
 
     def require_other_patients(self) -> None:
         """Refuse a test split of one patient before anything is trained."""
@@ -262,8 +277,6 @@ class _Judging:
         found = [table for table in kept.values() if table is not None]
         if len(found) == len(parts):
             return found
-        # Checkpoints and half-written reports do not know their encoder: the directory does.
-        claim_directory(out, identity)
         test, tokens = self.studies["test"], self.tokens
         model = self._trained(config, out)
         shown = {
@@ -380,11 +393,7 @@ class _Judging:
         return pa.table(columns, schema=_COLUMNS)
 
     def _identity(self, config: ReportConfig) -> dict[str, Any]:
-        return {
-            "weights_sha256": self.tokens.weights_sha256,
-            "fingerprint": self.data.fingerprint,
-            "config": asdict(config),
-        }
+        return {**self.made_of, "config": asdict(config)}
 
 
 def training_stages(config: ReportConfig) -> list[TrainingStage]:

@@ -130,6 +130,20 @@ def hash_of(files: Sequence[Path]) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
+def hash_of_source(source: Path) -> str:
+    """SHA-256 of the weights of a language model's directory, or of a GGUF file.
+
+    Raises:
+        InputError: There are none, or no config beside them.
+    """
+    if source.suffix != ".gguf":
+        read_config(source)
+        return hash_of(weight_files(source))
+    if not source.is_file():
+        raise InputError(f"{source} is missing. Give a GGUF file, or a language model's directory.")
+    return sha256_of(source)
+
+
 def network_without_weights(config: PreTrainedConfig, directory: Path) -> PreTrainedModel:
     """The network on the meta device, which takes no memory.
 
@@ -198,9 +212,7 @@ def converted_gguf(file: Path, cache: Path, fits: Fits) -> Path:
     Raises:
         InputError: It is missing, damaged, or of a kind that transformers does not read.
     """
-    if not file.is_file():
-        raise InputError(f"{file} is missing. Give a GGUF file, or a language model's directory.")
-    made = cache / f"{file.stem}-{sha256_of(file)[:12]}"
+    made = cache / f"{file.stem}-{hash_of_source(file)[:12]}"
     if (made / _CONVERTED).exists():
         return made
     network, tokenizer = _read_gguf(file, fits)

@@ -19,12 +19,14 @@ from selfray.summary.pictures import data_uri
 from selfray.summary.pictures_section import open_data
 
 _SIDE = 256  # pixels of a picture's longer side
+_ENCODERS = 4
+"""At most so many encoders have examples: each adds some 50 kB."""
 _SHARES = (1.0, 0.8, 0.5, 0.2, 0.0)
 """Of the reports ordered by agreement: the best, the worst, and three between."""
 
 
 def report_pictures(evaluation: Evaluation, names: dict[str, str], note: str) -> str:
-    """Examples by the first encoder's language model, from the best to the worst.
+    """Examples by each encoder's language model, from the best to the worst.
 
     Args:
         evaluation: With `reports.parquet`.
@@ -32,24 +34,34 @@ def report_pictures(evaluation: Evaluation, names: dict[str, str], note: str) ->
         note: What the caption begins with.
 
     Returns:
-        HTML; a line that says why where there is nothing to show.
+        HTML, all encoders but the first folded; a line that says why where there is nothing to
+        show.
     """
     try:
         rows = pq.read_table(evaluation.path / "reports.parquet").to_pylist()
         dataset = open_data(evaluation.info.get("data"), evaluation.dataset.get("fingerprint"))
     except (OSError, InputError) as error:
         return f'<p class="note">Reports beside their images are left out: {escaped(error)}</p>'
-    encoder = next(iter(names))
     seed = min((row["seed"] for row in rows), default=0)
-    wanted = (encoder, LANGUAGE_MODEL, seed)
-    mine = [row for row in rows if (row["encoder"], row["writer"], row["seed"]) == wanted]
-    if not mine:
-        return ""
-    ordered = sorted(mine, key=_agreement)
+    shown = []
+    for encoder, name in names.items():
+        wanted = (encoder, LANGUAGE_MODEL, seed)
+        mine = [row for row in rows if (row["encoder"], row["writer"], row["seed"]) == wanted]
+        if mine:
+            shown.append((name, _examples(mine, name, dataset, note)))
+    folded = (
+        f"<details><summary>Reports through {escaped(name)}</summary>{html}</details>"
+        for name, html in shown[1:_ENCODERS]
+    )
+    return shown[0][1] + "".join(folded) if shown else ""
+
+
+def _examples(rows: list[dict[str, Any]], name: str, dataset: RadiographDataset, note: str) -> str:
+    ordered = sorted(rows, key=_agreement)
     places = dict.fromkeys(round(share * (len(ordered) - 1)) for share in _SHARES)
     cards = "".join(_card(ordered[place], dataset) for place in places)
     caption = (
-        f"{note}<b>Reports by the language model that sees through {escaped(names[encoder])}.</b> "
+        f"{note}<b>Reports by the language model that sees through {escaped(name)}.</b> "
         f"Of {len(ordered):,} test studies the one that agrees best in words, the one that agrees "
         "worst (last), and three between. Marked: words that only one of the two has there; "
         "below, where findings are read, which both state, which only the report, and which only "

@@ -166,6 +166,7 @@ img { display: block; width: 100%; height: auto; background: #000; }
 }
 .reports { display: grid; gap: 1.4rem; margin-top: 1rem; }
 .report { display: grid; grid-template-columns: minmax(7rem, 14rem) 1fr; gap: 1rem; }
+.report > div { min-width: 0; overflow-wrap: anywhere; }
 .report p { margin: 0 0 0.6rem; font-size: 0.9rem; }
 .report .stated { font-size: 0.85rem; color: var(--muted); }
 .report .stated span { color: var(--ink); border-left: 0.25rem solid; padding-left: 0.35rem; }

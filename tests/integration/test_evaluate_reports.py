@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sklearn.neighbors import NearestNeighbors
 
 from selfray.data.dataset import DatasetInfo, DatasetWriter, RadiographDataset, encode_png
@@ -267,8 +268,23 @@ def test_a_training_is_not_gone_on_with_for_an_encoder_of_other_weights(
     for part in (tmp_path / "out").glob("*.parquet"):
         part.unlink()
     monkeypatch.setattr(writing, "train_report_model", lambda *a, **k: pytest.fail("trained"))
-    with pytest.raises(InputError, match="seed-0 is of other weights_sha256 than now"):
+    with pytest.raises(InputError, match="out is of other weights_sha256 than now"):
         judge("b" * 64)
+
+
+def test_a_language_model_of_other_weights_at_the_same_path_is_noticed(data, evaluation, tmp_path):
+    (made,) = evaluation.glob("reports/random*/seed-0/model")
+    language = tmp_path / "lm"
+    shutil.copytree(made, language, ignore=shutil.ignore_patterns("projector*", "report_model*"))
+    out, few = tmp_path / "out", replace(CONFIG.language, steps=2)
+    judged(data, out, ENCODER, language_model=str(language), language=few)
+    before = (out / "results.jsonl").read_bytes()
+    weights = load_file(language / "model.safetensors")
+    changed = {name: tensor * 1.01 for name, tensor in weights.items()}
+    save_file(changed, language / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="is of other language model than now"):
+        judged(data, out, ENCODER, language_model=str(language), language=few)
+    assert (out / "results.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("candidates", [1, 3])
@@ -402,11 +418,12 @@ def test_the_page_says_which_findings_were_found_missed_and_invented(evaluation,
         '<span class="missed">missed: rib fracture</span>',
         '<span class="invented">invented: atelectasis</span>',
     ]
-    assert page.count(" · ".join(told)) == 5
+    assert page.count(" · ".join(told)) == 10  # five of each encoder
+    assert "<summary>Reports through PCA of the pixels</summary>" in page
     for row in rows:
         row["reference_findings"] = row["generated_findings"] = []
     pq.write_table(pa.Table.from_pylist(rows, table.schema), copy / "reports.parquet")
-    assert write_summary(copy).read_text().count("no finding in either") == 5
+    assert write_summary(copy).read_text().count("no finding in either") == 10
 
 
 def test_options_of_reports_need_the_task(data, tmp_path):
