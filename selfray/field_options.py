@@ -66,7 +66,6 @@ def _true_or_false(word: str) -> bool:
     return one_of(("true", "false"))(word) == "true"
 
 
-_MAY_BE_NONE = {"prompt_sections"}
 _METAVARS = {"data": "DIR", "init": "ENCODER", "guard": "MARGIN", "text.model": "DIR"}
 
 

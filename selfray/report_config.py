@@ -94,7 +94,7 @@ class ReportConfig:
     )
     target: Target = _setting("findings", "what is written: findings, impression or the report")
     prompt_sections: tuple[str, ...] = _setting(
-        PROMPT_SECTIONS, "sections that the prompt gives, where present; none: no prompt"
+        PROMPT_SECTIONS, "sections that the prompt gives, where present; no value: no prompt"
     )  # [maira] the indication
     visual_tokens: int = _setting(
         0, "side of the grid that patch tokens are averaged to; 0: every patch", (0, 256)
@@ -294,7 +294,8 @@ def _require_sections(names: tuple[str, ...]) -> None:
     for name in names:
         if name not in PROMPT_SECTIONS:
             raise InputError(
-                f"--report.prompt-sections has {name!r}. {nearest(name, PROMPT_SECTIONS)}"
+                f"--report.prompt-sections has {name!r}. {nearest(name, PROMPT_SECTIONS)} For no "
+                "prompt, give the option without a value."
             )
 
 

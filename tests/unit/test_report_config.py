@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,15 @@ def test_beams_and_templates_are_allowed_where_they_fit() -> None:
 
 def test_the_sections_of_a_prompt_are_those_of_a_report_before_what_is_seen() -> None:
     assert (*PROMPT_SECTIONS, "findings", "impression") == SECTIONS
+
+
+def test_no_prompt_is_the_option_without_a_value_as_help_and_error_say() -> None:
+    config = read("--report.prompt-sections")
+    assert config is not None and config.prompt_sections == ()
+    (field,) = (one for one in fields(ReportConfig) if one.name == "prompt_sections")
+    assert field.metadata["help"].endswith("; no value: no prompt")
+    with pytest.raises(InputError, match=r"'none'.*For no prompt, give the option without a value"):
+        read("--report.prompt-sections", "none")
 
 
 def test_the_command_line_and_the_function_refuse_the_same(tmp_path: Path) -> None:
