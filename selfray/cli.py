@@ -564,8 +564,17 @@ def _generate(arguments: argparse.Namespace) -> Iterator[str]:
     reports = generate(
         arguments.model, arguments.images, encoder=arguments.encoder, prompt=arguments.prompt
     )
+    left_out = 0
     for number, report in enumerate(reports, start=1):
-        yield f"{number}: {report}"
+        if isinstance(report, InputError):
+            left_out += 1
+            print(f"generate: image {number}: {report}", file=sys.stderr)
+        else:
+            yield f"{number}: {report}"
+    if left_out:
+        raise InputError(
+            f"left out {left_out} of {len(arguments.images)} images; the lines above say why"
+        )
 
 
 def _summary_arguments(parser: argparse.ArgumentParser) -> None:

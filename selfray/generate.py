@@ -13,6 +13,8 @@ from selfray.errors import InputError, nearest
 from selfray.evals.report_generation import generate_reports
 from selfray.evals.report_model import ReportModel
 from selfray.evals.report_model_directory import open_report_model, read_report_manifest
+from selfray.models.encoder import Encoder
+from selfray.models.image_inputs import eight_bit_images
 from selfray.models.language_memory import LanguageUse
 from selfray.models.language_model import LanguageModel, open_language_model
 from selfray.models.precision import computes_in_bfloat16
@@ -24,8 +26,8 @@ _CONVERTED = "language-models"
 
 def generate(
     model: Path, images: Sequence[Path], *, encoder: str | None = None, prompt: str = ""
-) -> Iterator[str]:
-    """Write a report for each image.
+) -> Iterator[str | InputError]:
+    """Write a report for each image that can be read.
 
     Args:
         model: A report model's directory, or an evaluation with reports, by `selfray evaluate
@@ -36,11 +38,11 @@ def generate(
         prompt: What is known before the image is read, e.g. `Indication: cough`.
 
     Yields:
-        Reports, in the order of the images.
+        Reports, in the order of the images; in place of an image that cannot be read, why.
 
     Raises:
-        InputError: No report model, several and none named, an encoder with other weights than
-            the model was trained with, or an image that cannot be read.
+        InputError: No report model, several and none named, or an encoder with other weights than
+            the model was trained with.
     """
     directory = _model_directory(model, encoder)
     manifest = read_report_manifest(directory)
@@ -53,10 +55,24 @@ def generate(
             "evaluate --tasks reports."
         )
     writer = _opened(directory, manifest, len(prompt), source.device)
-    for _, patches in source.batches(list(images), _BATCH):
-        # As training read them: half precision, [B, h, w, D].
-        tokens = patches.permute(0, 2, 3, 1).half().cpu().numpy()
-        yield from _written(writer, tokens, prompt, settings)
+    for start in range(0, len(images), _BATCH):
+        read = [_read(source, image) for image in images[start : start + _BATCH]]
+        readable = [image for image in read if not isinstance(image, InputError)]
+        if readable:
+            patches = source.features(torch.stack(readable).to(source.device))[1]
+            # As training read them: half precision, [B, h, w, D].
+            tokens = patches.permute(0, 2, 3, 1).half().cpu().numpy()
+            reports = iter(_written(writer, tokens, prompt, settings))
+        for image in read:
+            yield image if isinstance(image, InputError) else next(reports)
+
+
+def _read(source: Encoder, image: Path) -> torch.Tensor | InputError:
+    """What the encoder is given of a file, [C, S, S], or why the file cannot be used."""
+    try:
+        return source.preprocess(next(eight_bit_images(image)))
+    except InputError as cause:
+        return cause
 
 
 def _opened(
