@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -400,7 +402,7 @@ def test_the_page_shows_both_texts_with_words_that_differ_marked(evaluation):
     page = write_summary(evaluation).read_text()
     assert "Reports by the language model" in page and "Clinical F1, macro" in page
     assert WITH in page and "Indication: cough" in page
-    assert page.count("<td>other patient&#x27;s neighbour</td>") == 2  # encoders
+    assert page.count('<td class="protocol">other patient&#x27;s neighbour</td>') == 2  # encoders
 
 
 def test_the_page_says_which_findings_were_found_missed_and_invented(evaluation, tmp_path):
@@ -430,6 +432,28 @@ def test_options_of_reports_need_the_task(data, tmp_path):
     with pytest.raises(InputError, match="is for --tasks reports"):
         evaluate((ENCODER,), data.directory, tmp_path / "out", report=ReportTask(CONFIG))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("reader", "package"), [("chexbert", "f1chexbert"), ("radgraph", "radgraph")]
+)
+def test_readers_that_cannot_be_opened_are_refused_before_anything_is_computed(
+    data, tmp_path, monkeypatch, reader, package
+):
+    """A language model may have been trained for days when they are needed."""
+    found = ModuleType(package)
+    for name in (package, f"{package}.{package}"):
+        monkeypatch.setitem(sys.modules, name, found)
+
+    def refused(match: str) -> None:
+        task = ReportTask(CONFIG, **{reader: tmp_path / "weights"})
+        with pytest.raises(InputError, match=match):
+            evaluate((ENCODER,), data.directory, tmp_path / "out", tasks=["reports"], report=task)
+        assert not (tmp_path / "out").exists()
+
+    refused(f"{tmp_path / 'weights'} has no .*StanfordAIMI/RRG_scorers")
+    monkeypatch.setitem(sys.modules, package, None)
+    refused(f"needs the package {package}")
 
 
 def test_the_options_that_a_task_names_give_the_same_task():
