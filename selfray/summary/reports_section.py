@@ -123,7 +123,7 @@ def _table(
     heads += "".join(head(escaped(title)) for *_, title in columns)
     body = [
         f'<tr><th scope="row">{series_mark(list(names).index(encoder))} '
-        f"{escaped(names[encoder])}</th><td class="protocol">{escaped(_spoken(writer))}</td>"
+        f'{escaped(names[encoder])}</th><td class="protocol">{escaped(_spoken(writer))}</td>'
         + "".join(judged_cell(cells.get((encoder, writer, t, m))) for t, m, _ in columns)
         + "</tr>"
         for encoder, writer in rows
