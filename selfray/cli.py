@@ -548,7 +548,10 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="radiographs, files")
     parser.add_argument(
-        "--encoder", metavar="ENCODER", help="by which of the evaluation's encoders (its only one)"
+        "--encoder",
+        metavar="ENCODER",
+        help="by which of the evaluation's encoders: its name there, or where it is now (its only "
+        "one)",
     )
     parser.add_argument(
         "--prompt",

@@ -18,7 +18,7 @@ from selfray.models.image_inputs import eight_bit_images
 from selfray.models.language_memory import LanguageUse
 from selfray.models.language_model import LanguageModel, open_language_model
 from selfray.models.precision import computes_in_bfloat16
-from selfray.models.published import load_encoder
+from selfray.models.published import PUBLISHED, load_encoder
 
 _BATCH = 16  # images at a time
 _CONVERTED = "language-models"
@@ -33,27 +33,20 @@ def generate(
         model: A report model's directory, or an evaluation with reports, by `selfray evaluate
             --tasks reports`.
         images: Files, each with one radiograph.
-        encoder: Which of the evaluation's encoders, or where the model's encoder is now; default:
-            the one that the model was trained with.
+        encoder: Which of the evaluation's encoders, by its name there, or where it is now: then
+            the report model is that of the same weights; default: the only one.
         prompt: What is known before the image is read, e.g. `Indication: cough`.
 
     Yields:
         Reports, in the order of the images; in place of an image that cannot be read, why.
 
     Raises:
-        InputError: No report model, several and none named, or an encoder with other weights than
-            the model was trained with.
+        InputError: No report model, several and none named, or an encoder that is not there or has
+            other weights than the model was trained with.
     """
-    directory = _model_directory(model, encoder)
+    directory, source = _found(model, encoder)
     manifest = read_report_manifest(directory)
-    about, settings = manifest["about"], manifest["about"]["config"]
-    source = load_encoder(encoder or about["encoder"])
-    if source.weights_sha256 != about["weights_sha256"]:
-        raise InputError(
-            f"{source.name} has other weights than the encoder that {directory} was trained with. "
-            "Give that encoder by --encoder, or train a report model with this one: selfray "
-            "evaluate --tasks reports."
-        )
+    settings = manifest["about"]["config"]
     writer = _opened(directory, manifest, len(prompt), source.device)
     for start in range(0, len(images), _BATCH):
         read = [_read(source, image) for image in images[start : start + _BATCH]]
@@ -121,26 +114,58 @@ def _written(
     return [reports[place] for place in range(len(tokens))]
 
 
-def _model_directory(given: Path, encoder: str | None) -> Path:
-    """The report model itself, or the one of an encoder in an evaluation, of its first seed."""
-    if (given / "report_model.json").is_file():
-        return given
-    found = sorted(given.glob("reports/*/seed-*/model"))
+def _found(given: Path, name: str | None) -> tuple[Path, Encoder]:
+    """A report model, and the encoder that it was trained with, which may have moved since."""
+    models = _models(given)
+    if name is None and len(models) > 1:
+        raise InputError(
+            f"{given} has report models of {len(models)} encoders. Name one by --encoder: "
+            f"{', '.join(models)}."
+        )
+    name = next(iter(models)) if name is None else name
+    if name in models:
+        trained_with = {name: models[name]}
+        source = _loaded(
+            name,
+            f"encoder {name!r}, which the report model was trained with, is not found from here. "
+            "Say by --encoder where it is now.",
+        )
+    else:
+        trained_with = models
+        source = _loaded(
+            name, f"{given} has no report model of {name}, and no encoder is there. "
+            f"{nearest(name, models)}",
+        )  # fmt: skip
+    for directory in trained_with.values():
+        if read_report_manifest(directory)["about"]["weights_sha256"] == source.weights_sha256:
+            return directory, source
+    raise InputError(
+        f"{source.name} has other weights than the encoder that a report model of {given} was "
+        f"trained with: {', '.join(trained_with)}. Give that encoder by --encoder, or train a "
+        "report model with this one: selfray evaluate --tasks reports."
+    )
+
+
+def _models(given: Path) -> dict[str, Path]:
+    """The report model itself, or those of an evaluation, of the first seed; by encoder."""
+    itself = (given / "report_model.json").is_file()
+    found = [given] if itself else sorted(given.glob("reports/*/seed-*/model"))
     if not found:
         raise InputError(
             f"{given} holds no report model. Train one: selfray evaluate ENCODER --data DIR "
             f"--out OUT --tasks reports, then give OUT."
         )
-    by_encoder: dict[str, Path] = {}
+    models: dict[str, Path] = {}
     for directory in found:
-        by_encoder.setdefault(read_report_manifest(directory)["about"]["encoder"], directory)
-    if encoder is None and len(by_encoder) > 1:
-        raise InputError(
-            f"{given} has report models of {len(by_encoder)} encoders. Name one by --encoder: "
-            f"{', '.join(by_encoder)}."
-        )
-    if encoder is not None and encoder not in by_encoder:
-        raise InputError(
-            f"{given} has no report model of {encoder}. {nearest(encoder, by_encoder)}"
-        )
-    return next(iter(by_encoder.values())) if encoder is None else by_encoder[encoder]
+        models.setdefault(read_report_manifest(directory)["about"]["encoder"], directory)
+    return models
+
+
+def _loaded(name: str, missing: str) -> Encoder:
+    """An encoder; `missing` is the error where nothing of this name is on this machine."""
+    try:
+        return load_encoder(name)
+    except InputError:
+        if ":" in name or name in PUBLISHED or Path(name).exists():
+            raise
+        raise InputError(missing) from None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from report_model_data import TEXTS
 
@@ -14,6 +17,7 @@ from selfray.cli import main
 from selfray.evals.report_model import ReportModel
 from selfray.evals.report_model_directory import save_report_model
 from selfray.models.encoder import Encoder
+from selfray.models.encoder_directory import save_encoder
 from selfray.models.published import load_encoder
 from selfray.models.small_decoder import small_decoder
 from selfray.report_config import ReportConfig
@@ -27,6 +31,9 @@ def report_model_of(encoder: Encoder, name: str, evaluation: Path) -> Path:
     tokens = np.random.default_rng(0).normal(size=(4, *encoder.grid, encoder.width))
     language = small_decoder(TEXTS, width=32, depth=1, heads=2, vocabulary=300, seed=0)
     model = ReportModel(language, encoder.width, visual_side=0, projector_layers=1, seed=0)
+    with torch.no_grad():  # so that what is written depends on what is seen, not on the last word
+        for weight in model.network.model.layers.parameters():
+            weight.mul_(20 if weight.ndim == 2 else 1)
     model.scale_by(tokens.astype(np.float16), np.arange(4))
     directory = evaluation / "reports" / name.replace(":", "-").replace("/", "-") / "seed-0/model"
     about = {"encoder": name, "weights_sha256": encoder.weights_sha256, "config": asdict(CONFIG)}
@@ -50,22 +57,91 @@ def images(tmp_path: Path) -> list[str]:
     return [str(file) for file in files]
 
 
+def reports_in(said: str) -> dict[str, str]:
+    """Reports by the number before them; untrained, they may hold line ends."""
+    parts = re.split(r"^(\d+): ", said, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
 def test_bad_images_cost_no_report_of_others_and_have_the_number_of_the_output(
     evaluation: Path, images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["generate", str(evaluation), *images]) == 0
-    whole = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines() if line)
+    whole = reports_in(capsys.readouterr().out)
+    assert list(map(int, whole)) == list(range(1, 21)) and len(set(whole.values())) > 15
     for bad in (1, 16):  # the second and the seventeenth, of both batches
         content = Path(images[bad]).read_bytes()
         Path(images[bad]).write_bytes(content[: len(content) // 2])
     Path(images[18]).unlink()
     assert main(["generate", str(evaluation), *images]) == 2
     said = capsys.readouterr()
-    found = dict(line.split(": ", 1) for line in said.out.splitlines() if line)
-    assert found == {k: text for k, text in whole.items() if k not in ("2", "17", "19")}
+    assert reports_in(said.out) == {
+        k: text for k, text in whole.items() if k not in ("2", "17", "19")
+    }
     lines = said.err.splitlines()
     assert [line.split(": ")[:2] for line in lines[:-1]] == [
         ["generate", "image 2"], ["generate", "image 17"], ["generate", "image 19"],
     ]  # fmt: skip
     assert lines[-1] == "selfray generate: left out 3 of 20 images; the lines above say why"
     assert "name of patient" not in said.err and str(tmp_path) not in said.err
+
+
+@pytest.fixture
+def moved(evaluation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """An evaluation of `runE` and another encoder, by relative names, and where `runE` is now."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    vit = load_encoder(NAME).vit
+    with torch.no_grad():
+        vit.norm.weight.mul_(2)  # weights that are those of no other encoder
+    save_encoder(vit, Path("runE"), mean=0.5, std=0.3, card={"synthetic": True, "data": []})
+    report_model_of(load_encoder("runE"), "runE", evaluation)
+    shutil.move("runE", "elsewhere/runMoved")
+    return evaluation, tmp_path / "elsewhere/runMoved"
+
+
+def test_an_encoder_that_has_moved_is_known_by_its_weights(
+    moved: tuple[Path, Path], images: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation, place = moved
+    (model,) = evaluation.glob("reports/runE/*/model")
+    shutil.copytree(place, "runE")
+    assert main(["generate", str(evaluation), images[0], "--encoder", "runE"]) == 0
+    shutil.rmtree("runE")
+    expected = capsys.readouterr().out
+    for given in (evaluation, model):
+        assert main(["generate", str(given), images[0], "--encoder", str(place)]) == 0
+        assert capsys.readouterr().out == expected
+    other = ["generate", str(evaluation), images[0], "--encoder", NAME]
+    assert main(other) == 0 and capsys.readouterr().out != expected
+
+
+def test_an_encoder_that_is_not_there_any_more_is_asked_for_by_its_option(
+    moved: tuple[Path, Path], images: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation, _ = moved
+    (model,) = evaluation.glob("reports/runE/*/model")
+    for words in ([str(model)], [str(evaluation), "--encoder", "runE"]):
+        assert main(["generate", words[0], images[0], *words[1:]]) == 2
+        assert capsys.readouterr().err == (
+            "selfray generate: encoder 'runE', which the report model was trained with, is not "
+            "found from here. Say by --encoder where it is now.\n"
+        )
+    assert main(["generate", str(evaluation), images[0], "--encoder", "runF"]) == 2
+    assert capsys.readouterr().err.endswith(
+        f"no report model of runF, and no encoder is there. Did you mean 'runE'? Allowed: {NAME}, "
+        "runE.\n"
+    )
+
+
+def test_an_encoder_of_other_weights_is_refused(
+    moved: tuple[Path, Path], images: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation, place = moved
+    for name in ("random:vit_pico/8@64", "runE"):
+        if name == "runE":  # another encoder has its place
+            vit = load_encoder(NAME).vit
+            save_encoder(vit, Path(name), mean=0.5, std=0.3, card={"synthetic": True, "data": []})
+        assert main(["generate", str(evaluation), images[0], "--encoder", name]) == 2
+        assert f"{name} has other weights than the encoder that" in capsys.readouterr().err
+    assert place.exists()
