@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +60,19 @@ CLINICAL_VARIANTS: dict[str, str] = {
 """All that tells each variant from others."""
 
 _CHEXBERT_FILES = ("chexbert.pth", "config.json", "vocab.txt")
-_RADGRAPH_FILES = ("config.json", "vocabulary", "weights.th", "bert/config.json")
+_CHEXBERT_SOURCE = (
+    "chexbert.pth is in StanfordAIMI/RRG_scorers, the others are in google-bert/bert-base-uncased, "
+    "both on huggingface.co"
+)
+_RADGRAPH_FILES = (
+    "config.json", "weights.th", "vocabulary/non_padded_namespaces.txt", "vocabulary/*_labels.txt",
+    "bert/config.json",
+)  # fmt: skip
+_RADGRAPH_SOURCE = (
+    "unpack radgraph.tar.gz from StanfordAIMI/RRG_scorers on huggingface.co there, and put "
+    "config.json and tokenizer files of the BERT that its config.json names into bert/"
+)
+_SHOWN = 200  # characters of a package's error
 _PAIRS = 16  # of reports between two updates of the bar
 
 Key = tuple[str, str]  # finding, "micro" or "macro"; metric
@@ -216,41 +229,58 @@ def chexbert_labels(texts: Sequence[str], weights: Path) -> np.ndarray:
         int64 [n, 14], in the order of `CHEXBERT_FINDINGS`.
 
     Raises:
-        InputError: The package or a file is missing, or the checkpoint is not CheXbert's.
+        InputError: The package or a file is missing or damaged, or the checkpoint is not
+            CheXbert's.
 
     Reference:
         Smit et al., CheXbert, EMNLP 2020.
     """
-    package = _package("f1chexbert", "f1chexbert.f1chexbert", "CheXbert F1")
-    _check_files(
-        weights,
-        _CHEXBERT_FILES,
-        "chexbert.pth is in StanfordAIMI/RRG_scorers, the others are in "
-        "google-bert/bert-base-uncased, both on huggingface.co",
-    )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    labeler = SimpleNamespace(
-        tokenizer=_BertTokenizer(weights), model=_chexbert(package, weights).to(device),
-        device=device,
-    )  # fmt: skip
-    label: Callable[..., list[int]] = package.F1CheXbert.get_label
+    labeler = _open_chexbert(weights)
+    labeler.model.to(labeler.device)
     labels: dict[str, list[int]] = {}
     distinct = dict.fromkeys(text.strip() for text in texts)
     with torch.inference_mode(), progress_bar(total=len(distinct), desc="CheXbert") as bar:
         for text in distinct:
-            labels[text] = label(labeler, text)
+            labels[text] = labeler.label(labeler, text)
             bar.update()
     found = [labels[text.strip()] for text in texts]
     return np.array(found, np.int64).reshape(-1, len(CHEXBERT_FINDINGS))
 
 
+def require_chexbert(weights: Path) -> None:
+    """Open CheXbert and close it again, so that what lacks is said before anything is computed.
+
+    Args:
+        weights: As for `chexbert_labels`.
+
+    Raises:
+        InputError: As `chexbert_labels`.
+    """
+    _open_chexbert(weights)
+
+
+def _open_chexbert(weights: Path) -> SimpleNamespace:
+    """What the package's `get_label` asks of its object, the network on the CPU, and `label`."""
+    package = _package("f1chexbert", "f1chexbert.f1chexbert", "CheXbert F1")
+    _check_files(weights, _CHEXBERT_FILES, _CHEXBERT_SOURCE)
+    model: Any = _chexbert(package, weights)
+    return SimpleNamespace(
+        tokenizer=_BertTokenizer(weights, model.bert.config.vocab_size),
+        model=model,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        label=package.F1CheXbert.get_label,
+    )
+
+
 class _BertTokenizer:
     """What f1chexbert asks of a tokenizer; transformers 5 no longer has `encode_plus`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, words: int) -> None:
         from transformers import BertTokenizer
 
-        self._tokenizer = BertTokenizer.from_pretrained(folder)
+        with _opening(folder / "vocab.txt", _CHEXBERT_SOURCE):
+            self._tokenizer = BertTokenizer.from_pretrained(folder)
+            _check_words(len(self._tokenizer), words)
         self.tokenize = self._tokenizer.tokenize
         self.cls_token_id = self._tokenizer.cls_token_id
         self.sep_token_id = self._tokenizer.sep_token_id
@@ -265,14 +295,18 @@ def _chexbert(package: ModuleType, weights: Path) -> torch.nn.Module:
     """The package's network, with CheXbert's weights."""
     from transformers import BertConfig
 
-    config = BertConfig.from_pretrained(weights)
     # The package names bert-base-uncased, which would be looked for on the network.
-    with _replaced(package, "AutoConfig", SimpleNamespace(from_pretrained=lambda name: config)):
+    local = SimpleNamespace(from_pretrained=lambda name: BertConfig.from_pretrained(weights))
+    with (
+        _opening(weights / "config.json", _CHEXBERT_SOURCE),
+        _replaced(package, "AutoConfig", local),
+    ):
         network = package.bert_labeler(inference=True)
     file = weights / _CHEXBERT_FILES[0]
-    tensors = {name.removeprefix("module."): t for name, t in read_tensors(file).items()}
-    tensors.pop("bert.embeddings.position_ids", None)  # 0, 1, 2 ...: of earlier transformers
-    load_exactly(network, tensors, file)
+    with _opening(file, _CHEXBERT_SOURCE):
+        tensors = {name.removeprefix("module."): t for name, t in read_tensors(file).items()}
+        tensors.pop("bert.embeddings.position_ids", None)  # 0, 1, 2 ...: of earlier transformers
+        load_exactly(network, tensors, file)
     return network.eval()
 
 
@@ -293,32 +327,16 @@ def radgraph_f1(references: Sequence[str], candidates: Sequence[str], model: Pat
         float64 [n], 0 to 1; 0 where one is empty or has no entity.
 
     Raises:
-        InputError: The package or a file is missing, or config.json is not RadGraph's.
+        InputError: The package or a file is missing or damaged, or config.json is not RadGraph's.
 
     Reference:
         Jain et al., RadGraph, NeurIPS datasets 2021; Delbrouck et al., Improving the factual
         correctness of radiology report generation with semantic rewards, EMNLP findings 2022.
     """
-    package = _package("radgraph", "radgraph", "RadGraph F1")
-    _check_files(
-        model,
-        _RADGRAPH_FILES,
-        "unpack radgraph.tar.gz from StanfordAIMI/RRG_scorers on huggingface.co there, and put "
-        "config.json and tokenizer files of the BERT that its config.json names into bert/",
-    )
     pairs = list(zip(references, candidates, strict=True))
     stated = [k for k, pair in enumerate(pairs) if all(text.strip() for text in pair)]
     scores = np.zeros(len(pairs))
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        redirect_stdout(io.StringIO()),  # it prints which device it uses
-        _earlier_tokenizers(),
-        progress_bar(total=len(stated), desc="RadGraph") as bar,
-    ):
-        _offline_copy(model, Path(folder) / "radgraph")
-        scorer = package.F1RadGraph(
-            reward_level="partial", model_type="radgraph", model_cache_dir=folder, cuda=-1
-        )
+    with _radgraph(model) as scorer, progress_bar(total=len(stated), desc="RadGraph") as bar:
         for start in range(0, len(stated), _PAIRS):
             rows = stated[start : start + _PAIRS]
             refs, hyps = ([pairs[k][side].strip() for k in rows] for side in (0, 1))
@@ -326,6 +344,54 @@ def radgraph_f1(references: Sequence[str], candidates: Sequence[str], model: Pat
                 scores[rows] = scorer(refs=refs, hyps=hyps)[1]
             bar.update(len(rows))
     return scores
+
+
+def require_radgraph(model: Path) -> None:
+    """Open RadGraph and close it again, so that what lacks is said before anything is computed.
+
+    Args:
+        model: As for `radgraph_f1`.
+
+    Raises:
+        InputError: As `radgraph_f1`.
+    """
+    with _radgraph(model):
+        pass
+
+
+@contextmanager
+def _radgraph(model: Path) -> Iterator[Callable[..., Any]]:
+    """The package's scorer, and what it needs while it runs."""
+    package = _package("radgraph", "radgraph", "RadGraph F1")
+    _check_files(model, _RADGRAPH_FILES, _RADGRAPH_SOURCE)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        redirect_stdout(io.StringIO()),  # it prints which device it uses
+        _earlier_tokenizers(),
+    ):
+        _offline_copy(model, Path(folder) / "radgraph")
+        _check_radgraph(model)
+        with _opening(model, _RADGRAPH_SOURCE):
+            scorer = package.F1RadGraph(
+                reward_level="partial", model_type="radgraph", model_cache_dir=folder, cuda=-1
+            )
+        yield scorer
+
+
+def _check_radgraph(model: Path) -> None:
+    """Open what the package opens by itself, to name the file that is damaged."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    bert = model / "bert"
+    with _opening(bert / "config.json", _RADGRAPH_SOURCE):
+        config = AutoConfig.from_pretrained(bert)
+    with _opening(bert, _RADGRAPH_SOURCE):
+        _check_words(len(AutoTokenizer.from_pretrained(bert, config=config)), config.vocab_size)
+    with _opening(model / "weights.th", _RADGRAPH_SOURCE):
+        try:
+            torch.load(model / "weights.th", map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # whose text advises to unpickle it all
+            raise ValueError("it holds more than tensors, or something else") from None
 
 
 def _offline_copy(model: Path, folder: Path) -> None:
@@ -388,10 +454,36 @@ def _package(name: str, module: str, metric: str) -> ModuleType:
         ) from None
 
 
+def _check_words(found: int, wanted: int) -> None:
+    if found != wanted:  # each word after a lost one would be another
+        raise ValueError(f"its vocabulary has {found} words, config.json asks for {wanted}")
+
+
 def _check_files(folder: Path, names: Sequence[str], source: str) -> None:
-    missing = [name for name in names if not (folder / name).exists()]
+    """Refuse a folder that lacks a file, or whose file of that name or pattern is empty."""
+    found = {name: sorted(folder.glob(name)) for name in names}
+    missing = [name for name, files in found.items() if not files]
     if missing:
         raise InputError(
             f"{folder} has no {' and no '.join(missing)}; needed are {', '.join(names)}. "
             f"None is downloaded here: {source}."
         )
+    for file in (file for files in found.values() for file in files):
+        if not (file.is_file() and file.stat().st_size):
+            what = "is empty" if file.is_file() else "is no file"
+            raise InputError(f"{file} {what}. Take it anew: {source}.")
+
+
+@contextmanager
+def _opening(path: Path, source: str) -> Iterator[None]:
+    """Say what cannot be opened, and where it is from; the packages raise errors of any kind."""
+    try:
+        yield
+    except InputError as cause:  # names the file
+        raise InputError(f"{cause} Where it is from: {source}.") from cause
+    except Exception as cause:
+        said = " ".join(str(cause).split()) or type(cause).__name__
+        reason = said if len(said) <= _SHOWN else f"{said[:_SHOWN]} …"
+        raise InputError(
+            f"{path} cannot be opened: {reason.rstrip('.')}. Take it anew: {source}."
+        ) from cause

@@ -13,7 +13,7 @@ import pytest
 import torch
 from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, BertTokenizer
 
 from selfray.errors import InputError
 from selfray.evals.bootstrap import PatientResamples, PatientsLeftOut
@@ -26,6 +26,8 @@ from selfray.evals.clinical_metrics import (
     clinical_resampled,
     clinical_tests,
     radgraph_f1,
+    require_chexbert,
+    require_radgraph,
     score_estimate,
     score_test,
 )
@@ -196,6 +198,18 @@ class F1CheXbert:
         return [int(self.model.linear_heads[0].bias[0].item() == 7), *encoded[1:-1], *[0] * 13][:14]
 
 
+def tiny_bert(folder):
+    """Write config.json and vocab.txt of a BERT, and return its config."""
+    vocabulary = "[PAD] [UNK] [CLS] [SEP] [MASK] clear effusion".split()  # noqa: SIM905
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    config = BertConfig(
+        vocab_size=7, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+        intermediate_size=8,
+    )  # fmt: skip
+    config.save_pretrained(folder)
+    return config
+
+
 @pytest.fixture
 def chexbert(tmp_path, monkeypatch):
     """A folder of CheXbert's files, tiny."""
@@ -208,13 +222,7 @@ def chexbert(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "f1chexbert", package)
     monkeypatch.setitem(sys.modules, "f1chexbert.f1chexbert", module)
     F1CheXbert.asked = []
-    vocabulary = "[PAD] [UNK] [CLS] [SEP] [MASK] clear effusion".split()  # noqa: SIM905
-    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
-    config = BertConfig(
-        vocab_size=7, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
-        intermediate_size=8,
-    )  # fmt: skip
-    config.save_pretrained(tmp_path)
+    config = tiny_bert(tmp_path)
     module.AutoConfig = type("", (), {"from_pretrained": lambda name: config})
     network = Labeler()
     module.AutoConfig = NoDownload
@@ -246,6 +254,24 @@ def test_a_missing_file_of_chexbert_is_named_with_its_source(chexbert, name):
     assert "\n" not in str(caught.value)
 
 
+DAMAGE = {
+    "empty": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "other": lambda content: b"\xff\xfe\x00 other",
+    "list": lambda content: b"[]",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["chexbert.pth", "config.json", "vocab.txt"])
+def test_a_damaged_file_of_chexbert_is_named_with_its_source(chexbert, name, damage):
+    require_chexbert(chexbert)
+    (chexbert / name).write_bytes(DAMAGE[damage]((chexbert / name).read_bytes()))
+    with pytest.raises(InputError, match=f"{name} .*bert-base-uncased") as caught:
+        require_chexbert(chexbert)
+    assert "\n" not in str(caught.value)
+
+
 def test_another_networks_weights_are_refused(chexbert):
     torch.save({"model_state_dict": {"module.head": torch.ones(2)}}, chexbert / "chexbert.pth")
     with pytest.raises(InputError, match=r"missing .* unexpected"):
@@ -266,8 +292,10 @@ class F1RadGraph:
             config = json.load(file)
         named = config["dataset_reader"]["token_indexers"]["bert"]["model_name"]
         assert named == config["model"]["embedder"]["token_embedders"]["bert"]["model_name"]
-        with open(f"{named}/config.json") as file, open(f"{folder}/weights.th") as weights:  # noqa: PTH123
-            assert (file.read(), weights.read()) == ("{}", "w")
+        with open(f"{named}/config.json") as file:  # noqa: PTH123
+            assert json.load(file)["hidden_size"] == 8
+        state = torch.load(f"{folder}/weights.th", weights_only=True)
+        nn.Linear(2, 1).load_state_dict(state)
         print("Using device: cpu")
 
     def __call__(self, refs, hyps):
@@ -286,8 +314,11 @@ def radgraph(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "radgraph", package)
     (tmp_path / "vocabulary").mkdir()
     (tmp_path / "bert").mkdir()
-    (tmp_path / "bert" / "config.json").write_text("{}")
-    (tmp_path / "weights.th").write_text("w")
+    tiny_bert(tmp_path / "bert")
+    BertTokenizer.from_pretrained(tmp_path / "bert").save_pretrained(tmp_path / "bert")
+    for name in ("non_padded_namespaces", "radgraph__ner_labels"):
+        (tmp_path / "vocabulary" / f"{name}.txt").write_text("*labels\n")
+    torch.save(nn.Linear(2, 1).state_dict(), tmp_path / "weights.th")
     bert = {"bert": {"model_name": "a/name-on-the-network"}}
     config = {
         "dataset_reader": {"token_indexers": bert},
@@ -304,12 +335,42 @@ def test_radgraph_scores_each_pair_from_local_files_and_prints_nothing(radgraph,
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("name", ["config.json", "weights.th", "bert/config.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "weights.th", "bert/config.json", "vocabulary/non_padded_namespaces.txt"],
+)
 def test_a_missing_file_of_radgraph_is_named_with_its_source(radgraph, name):
     (radgraph / name).unlink()
     with pytest.raises(InputError, match=f"has no {name}; .*radgraph.tar.gz") as caught:
         radgraph_f1(["a"], ["a"], radgraph)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["config.json", "weights.th", "bert/config.json"])
+def test_a_damaged_file_of_radgraph_is_named_with_its_source(radgraph, name, damage):
+    require_radgraph(radgraph)
+    (radgraph / name).write_bytes(DAMAGE[damage]((radgraph / name).read_bytes()))
+    with pytest.raises(InputError, match=f"{name}.*radgraph.tar.gz") as caught:
+        require_radgraph(radgraph)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bert_of_radgraph_without_its_words_is_refused(radgraph):
+    """Transformers makes a tokenizer of five special tokens, to which every word is unknown."""
+    for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        (radgraph / "bert" / file).unlink()
+    with pytest.raises(InputError, match=r"bert cannot be opened: .*radgraph.tar.gz"):
+        require_radgraph(radgraph)
+
+
+def test_weights_of_radgraph_that_do_not_fit_are_refused(radgraph):
+    torch.save(nn.Linear(3, 1).state_dict(), radgraph / "weights.th")
+    with pytest.raises(
+        InputError, match=r"cannot be opened: .*size mismatch.*radgraph.tar.gz"
+    ) as c:
+        require_radgraph(radgraph)
+    assert "\n" not in str(c.value)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "no json", '{"dataset_reader": 3}'])
