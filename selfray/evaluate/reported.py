@@ -23,6 +23,8 @@ from selfray.evals.clinical_metrics import (
     clinical_estimates,
     clinical_tests,
     radgraph_f1,
+    require_chexbert,
+    require_radgraph,
     score_estimate,
     score_test,
 )
@@ -77,6 +79,22 @@ REPORT_VARIANTS = (
 
 _Key = tuple[str, str]  # target, metric
 _Writing = tuple[str, int]  # writer, seed
+
+
+def require_readers(*, chexbert: Path | None, radgraph: Path | None) -> None:
+    """Check what `read_findings` will need, before reports are written.
+
+    Args:
+        chexbert: Folder for `chexbert_labels`.
+        radgraph: Folder for `radgraph_f1`.
+
+    Raises:
+        InputError: A package is missing, or a file is missing or damaged.
+    """
+    if chexbert is not None:
+        require_chexbert(chexbert)
+    if radgraph is not None:
+        require_radgraph(radgraph)
 
 
 def read_findings(

@@ -67,7 +67,12 @@ from selfray.evaluate.report_writing import (
     tokens_of_encoder,
     tokens_of_features,
 )
-from selfray.evaluate.reported import REPORT_VARIANTS, read_findings, score_reports
+from selfray.evaluate.reported import (
+    REPORT_VARIANTS,
+    read_findings,
+    require_readers,
+    score_reports,
+)
 from selfray.evaluate.score import score
 from selfray.evaluate.segmentation import judge_segmentation, require_segmenting
 from selfray.evaluate.segmented import score_segmentation
@@ -181,7 +186,8 @@ def evaluate(
 
     Raises:
         InputError: An empty split, no labels at all, unknown task, probe, column or baseline,
-            features of another dataset, or `out` holds something else.
+            features of another dataset, CheXbert or RadGraph cannot be opened, or `out` holds
+            something else.
     """
     choice = _Choice(
         encoders=tuple(dict.fromkeys(encoders)),
@@ -205,6 +211,8 @@ def evaluate(
     benchmark, segmenting = _open(data, choice)
     listed = _training_lists(choice, benchmark)
     _require_encoders(choice, benchmark, segments=segmenting is not None)
+    if choice.report is not None:
+        require_readers(chexbert=choice.report.chexbert, radgraph=choice.report.radgraph)
     say_what_differs(out, choice.command(data, out), benchmark.data.fingerprint)
     out.mkdir(parents=True, exist_ok=True)
     features, judged = _judge(choice, benchmark, out)

@@ -452,7 +452,8 @@ def test_readers_that_cannot_be_opened_are_refused_before_anything_is_computed(
         assert not (tmp_path / "out").exists()
 
     refused(f"{tmp_path / 'weights'} has no .*StanfordAIMI/RRG_scorers")
-    monkeypatch.setitem(sys.modules, package, None)
+    for name in (package, f"{package}.{package}"):
+        monkeypatch.setitem(sys.modules, name, None)
     refused(f"needs the package {package}")
 
 
