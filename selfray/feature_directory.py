@@ -192,7 +192,8 @@ class FeatureWriter:
         Raises:
             InputError: What lies there is of something else.
         """
-        if not self.partial.exists() or {f.name for f in self.partial.iterdir()} <= {_LOCK}:
+        nothing = {_LOCK, f".{_PLAN}.partial"}  # the plan half written, by `write_atomically`
+        if not self.partial.exists() or {f.name for f in self.partial.iterdir()} <= nothing:
             return None
         found = read_manifest(self.partial, _PLAN)
         require_same(self.partial, found, wanted)

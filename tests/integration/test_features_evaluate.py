@@ -18,10 +18,12 @@ from selfray.data.dataset import DatasetInfo, DatasetWriter, RadiographDataset, 
 from selfray.errors import InputError, Interrupted
 from selfray.evals.bootstrap import PatientResamples
 from selfray.evaluate import compare, evaluate, results_table
+from selfray.evaluate.patch_tokens import PatchTokens
 from selfray.feature_directory import open_features
 from selfray.features import extract_features
 from selfray.models.encoder import Encoder, Tokens
 from selfray.models.preprocessing import Preprocessing
+from selfray.models.published import load_encoder
 
 SIZE = 32
 
@@ -169,6 +171,32 @@ def test_an_interrupted_extraction_continues_after_the_last_flushed_rows(
     np.testing.assert_array_equal(again.cls, whole.cls)
     np.testing.assert_array_equal(again.patch_mean, whole.patch_mean)
     assert not (tmp_path / "f.partial").exists()
+
+
+@pytest.mark.parametrize("kind", ["features", "patch tokens"])
+def test_an_extraction_stopped_while_its_plan_was_written_begins_anew(
+    tmp_path, data, monkeypatch, kind
+):
+    encoder, out = "random:vit_pico/16@64", tmp_path / "last-block"
+
+    def extract() -> None:
+        if kind == "features":
+            extract_features(encoder, data, out)
+            return
+        dataset = RadiographDataset(data)
+        rows = np.sort(dataset.rows("test"))
+        PatchTokens(load_encoder(encoder), dataset, rows, tmp_path).of_last_block()
+
+    def stopped(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises((Interrupted, KeyboardInterrupt)):
+        patch.setattr("selfray.data.dataset.os.fsync", stopped)
+        extract()
+    left = {file.name for file in (tmp_path / "last-block.partial").iterdir()}
+    assert left == {"lock", ".plan.json.partial"}
+    extract()
+    assert (out / "manifest.json").exists() and not (out / ".plan.json.partial").exists()
 
 
 def test_an_extraction_stopped_just_before_its_end_is_taken_up_again(
