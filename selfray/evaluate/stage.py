@@ -91,6 +91,7 @@ TASKS = (*DEFAULT_TASKS, SEGMENTATION, REPORTS)
 _RESULTS = "results.jsonl"
 _SEGMENTED = "segmentation.parquet"
 _REPORTED = "reports.parquet"
+_SHOWN = 4  # targets in an error
 
 
 @dataclass(frozen=True)
@@ -411,10 +412,11 @@ def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = No
     for directory, (described, images, members, tables, reports) in zip(
         evaluations, parts, strict=True
     ):
-        if described["seed"] != first_described["seed"] or images.key != held_out.key:
+        differing = _what_differs((described, images), (first_described, held_out))
+        if differing:
             raise InputError(
-                f"{directory} was evaluated on other images, targets or with another seed than "
-                f"{evaluations[0]}. Compare evaluations of one dataset, tasks and seed."
+                f"{directory} and {evaluations[0]} differ in {', '.join(differing)}. Compare "
+                "evaluations of one dataset, tasks and seed."
             )
         if described["dataset"]["fingerprint"] != first_described["dataset"]["fingerprint"]:
             raise InputError(
@@ -456,6 +458,31 @@ def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = No
     seed = first_described["seed"]
     _write(out, judged, segmented, reported, held_out, described, baseline, seed)
     return out
+
+
+def _what_differs(
+    one: tuple[dict[str, Any], HeldOut], other: tuple[dict[str, Any], HeldOut]
+) -> list[str]:
+    """Why two evaluations cannot be compared; nothing where they can."""
+    (described, images), (its_described, its_images) = one, other
+    if described["seed"] == its_described["seed"] and images.key == its_images.key:
+        return []
+    found = []
+    if described["seed"] != its_described["seed"]:
+        found.append(f"seed ({described['seed']} and {its_described['seed']})")
+    tasks, its_tasks = (" + ".join(of["tasks"]) or "none" for of in (described, its_described))
+    if tasks != its_tasks:
+        found.append(f"tasks ({tasks} and {its_tasks})")
+    if images.targets != its_images.targets:
+        names, its_names = ({t.name for t in of.targets} for of in (images, its_images))
+        only = sorted(names ^ its_names)
+        shown = f" (only one has {', '.join(only[:_SHOWN])}{', …' * (len(only) > _SHOWN)})"
+        found.append("targets" + shown * bool(only))
+    if images.image_ids.tolist() != its_images.image_ids.tolist():
+        found.append(f"test images ({len(images.image_ids)} and {len(its_images.image_ids)})")
+    elif images.patients.tolist() != its_images.patients.tolist():
+        found.append("patients of the test images")
+    return found or ["labels of the test images"]
 
 
 def _what_was_segmented(table: pa.Table) -> tuple[frozenset[str], tuple[str, ...]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -491,13 +493,26 @@ def test_evaluations_that_cannot_be_joined_are_refused_in_one_line(tmp_path, dat
     other = write_dataset(tmp_path / "other", patients=45)
     foreign = evaluate(["pixels:16x16"], other, tmp_path / "foreign", seed=3)
     reseeded = evaluate(["pixels:16x16"], data, tmp_path / "reseeded", seed=4)
+    fewer = evaluate(["pixels:16x16"], data, tmp_path / "fewer", seed=3, tasks=["classification"])
+    relabelled = tmp_path / "relabelled"
+    shutil.copytree(evaluation, relabelled)
+    table = pq.read_table(relabelled / "held_out.parquet")
+    labels = next(name for name in table.column_names if name.startswith("label: "))
+    turned = pc.subtract(1.0, table[labels])
+    at = table.column_names.index(labels)
+    pq.write_table(table.set_column(at, labels, turned), relabelled / "held_out.parquet")
     old = tmp_path / "old"
     old.mkdir()
     (old / "results.jsonl").touch()
     (old / "evaluation.json").write_text('{"format": "selfray-evaluation", "version": 1}')
     for second, message in (
-        (foreign, "other images"),
-        (reseeded, "another seed"),
+        (foreign, r"foreign and .* differ in test images \(\d+ and \d+\)\. Compare"),
+        (reseeded, r"differ in seed \(4 and 3\)\. Compare"),
+        (
+            fewer,
+            r"differ in tasks \(classification and classification \+ metadata\), targets \(only",
+        ),
+        (relabelled, r"differ in labels of the test images\. Compare"),
         (evaluation, "both hold pixels:16x16"),
         (old, "version 1"),
         (data, "no finished evaluation"),
