@@ -17,6 +17,7 @@ import os
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -92,6 +93,10 @@ _RESULTS = "results.jsonl"
 _SEGMENTED = "segmentation.parquet"
 _REPORTED = "reports.parquet"
 _SHOWN = 4  # targets in an error
+
+
+# What `evaluation.json` says, the test images, the judged, and tables of label maps and reports.
+_Evaluation = tuple[dict[str, Any], HeldOut, list[Judged], dict[str, pa.Table], dict[str, pa.Table]]
 
 
 @dataclass(frozen=True)
@@ -387,6 +392,9 @@ def _training_lists(choice: _Choice, benchmark: Benchmark) -> dict[str, frozense
 def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = None) -> Path:
     """Join earlier evaluations of one dataset, without running anything again.
 
+    An encoder that several of them hold is called `ENCODER (EVALUATION)`, by the directory's name:
+    they may differ in the report model, the segmentation decoder or the file at the encoder's path.
+
     Args:
         evaluations: Two or more evaluation directories with the same test images and seed.
         out: Evaluation directory to make.
@@ -397,14 +405,11 @@ def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = No
 
     Raises:
         InputError: An evaluation of other images, or one that is not finished or of an older
-            version; an encoder in two of them.
+            version; one given twice.
     """
-    if len(evaluations) < 2:
-        raise InputError("one evaluation is given to --compare. Give two or more.")
-    if out.resolve() in {directory.resolve() for directory in evaluations}:
-        raise InputError(f"{out} is one of the evaluations to compare. Give another --out.")
-    _require_evaluation_or_empty(out)
+    _require_several(evaluations, out)
     parts = [_read(directory) for directory in evaluations]
+    _name_apart(evaluations, parts)
     first_described, held_out, *_ = parts[0]
     judged: list[Judged] = []
     segmented: dict[str, pa.Table] = {}
@@ -423,12 +428,6 @@ def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = No
                 f"{directory} was evaluated on another dataset than {evaluations[0]}: the test "
                 "images are the same, what probes were fitted on is not. Evaluate on one dataset."
             )
-        twice = {one.encoder for one in members} & {one.encoder for one in judged}
-        if twice:
-            raise InputError(
-                f"{directory} and an evaluation before it both hold {sorted(twice)[0]}. Leave one "
-                "out, or evaluate it under another path."
-            )
         judged += members
         segmented |= tables
         reported |= reports
@@ -444,8 +443,12 @@ def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = No
             "options and --chexbert."
         )
     _require_baseline(baseline, [one.encoder for one in judged])
-    kept = ("data", "dataset", "tasks", "preset", "report")
+    kept = ("data", "dataset", "tasks", "preset")
     described = {name: first_described.get(name) for name in kept}
+    configs = [of["report"] for of, *_ in parts if of.get("report")]
+    described["report"] = (
+        configs[0] if configs and configs.count(configs[0]) == len(configs) else None
+    )
     described["training_lists"] = {
         k: n for of, *_ in parts for k, n in of["training_lists"].items()
     }
@@ -458,6 +461,35 @@ def compare(evaluations: Sequence[Path], out: Path, *, baseline: str | None = No
     seed = first_described["seed"]
     _write(out, judged, segmented, reported, held_out, described, baseline, seed)
     return out
+
+
+def _require_several(evaluations: Sequence[Path], out: Path) -> None:
+    if len(evaluations) < 2:
+        raise InputError("one evaluation is given to --compare. Give two or more.")
+    resolved = [directory.resolve() for directory in evaluations]
+    twice = [str(one) for k, one in enumerate(evaluations) if resolved[k] in resolved[:k]]
+    if twice:
+        raise InputError(f"{twice[0]} is given to --compare twice. Leave one out.")
+    if out.resolve() in resolved:
+        raise InputError(f"{out} is one of the evaluations to compare. Give another --out.")
+    _require_evaluation_or_empty(out)
+
+
+def _name_apart(evaluations: Sequence[Path], parts: Sequence[_Evaluation]) -> None:
+    """Call encoders that several evaluations hold by the evaluation too."""
+    count = Counter(one.encoder for _, _, members, *_ in parts for one in members)
+    names = [directory.resolve().name for directory in evaluations]
+    if len(set(names)) < len(names):
+        names = [str(directory) for directory in evaluations]
+    for name, (described, _, members, *tables) in zip(names, parts, strict=True):
+        new = {encoder: f"{encoder} ({name})" for encoder, n in count.items() if n > 1}
+        for one in members:
+            one.encoder = one.description["name"] = new.get(one.encoder, one.encoder)
+        for of in (described["training_lists"], *tables):
+            for encoder in list(of):
+                of[new.get(encoder, encoder)] = of.pop(encoder)  # in the same order
+        for leak in described["leaks"]:
+            leak["encoder"] = new.get(leak["encoder"], leak["encoder"])
 
 
 def _what_differs(
@@ -571,9 +603,7 @@ def _described(judged: Judged) -> dict[str, Any]:
     }
 
 
-def _read(
-    directory: Path,
-) -> tuple[dict[str, Any], HeldOut, list[Judged], dict[str, pa.Table], dict[str, pa.Table]]:
+def _read(directory: Path) -> _Evaluation:
     """What `_write` wrote."""
     try:
         described = json.loads((directory / "evaluation.json").read_text())

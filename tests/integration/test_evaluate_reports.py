@@ -340,6 +340,30 @@ def test_evaluations_of_the_same_studies_are_joined_and_others_refused(data, eva
         compare([tmp_path / "one", tmp_path / "short"], tmp_path / "wrong")
 
 
+def test_two_report_models_of_one_encoder_are_compared_by_their_evaluations_names(
+    data, evaluation, lines, tmp_path
+):
+    """The numbers stay those of each evaluation."""
+    steps = replace(CONFIG.language, steps=2)
+    short = judged(data, tmp_path / "short", ENCODER, language=steps)
+    joined = compare([evaluation, tmp_path / "short"], tmp_path / "joined")
+    rows = [json.loads(line) for line in (joined / "results.jsonl").read_text().splitlines()]
+    names = [f"{ENCODER} (evaluation)", f"{ENCODER} (short)", "pixels:pca"]
+    assert {row["encoder"] for row in rows} == set(names)
+    for name, of in zip(names, (lines, short), strict=False):
+        for metric, target in (("clinical_f1", "macro"), ("bleu_4", "findings")):
+            mine = [row for row in of if row["encoder"] == ENCODER]
+            both = [row for row in rows if row["encoder"] == name]
+            written = [value(x, "language-model", target, metric) for x in (mine, both)]
+            assert written[0] == written[1]
+    pairs = {(row["encoder"], row["reference"]) for row in rows if "reference" in row}
+    assert (names[0], names[1]) in pairs and (names[1], names[0]) in pairs
+    described = json.loads((joined / "evaluation.json").read_text())
+    assert sorted(of["name"] for of in described["encoders"]) == sorted(names)
+    assert described["report"] is None  # they differ
+    assert names[1] in write_summary(joined).read_text()
+
+
 def test_the_nearest_neighbour_is_that_of_scikit_learn(data, evaluation):
     """By cosine of the mean patch token, each feature less its training mean, over its spread."""
     studies = report_studies(data, "findings", ())

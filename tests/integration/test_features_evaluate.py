@@ -513,7 +513,7 @@ def test_evaluations_that_cannot_be_joined_are_refused_in_one_line(tmp_path, dat
             r"differ in tasks \(classification and classification \+ metadata\), targets \(only",
         ),
         (relabelled, r"differ in labels of the test images\. Compare"),
-        (evaluation, "both hold pixels:16x16"),
+        (evaluation, "e is given to --compare twice"),
         (old, "version 1"),
         (data, "no finished evaluation"),
     ):
