@@ -15,7 +15,7 @@ from selfray.evals.report_model import ReportModel
 from selfray.evals.report_model_directory import open_report_model, read_report_manifest
 from selfray.models.encoder import Encoder
 from selfray.models.image_inputs import eight_bit_images
-from selfray.models.language_memory import LanguageUse
+from selfray.models.language_memory import LanguageUse, require_memory
 from selfray.models.language_model import LanguageModel, open_language_model
 from selfray.models.precision import computes_in_bfloat16
 from selfray.models.published import PUBLISHED, load_encoder
@@ -47,7 +47,7 @@ def generate(
     directory, source = _found(model, encoder)
     manifest = read_report_manifest(directory)
     settings = manifest["about"]["config"]
-    writer = _opened(directory, manifest, len(prompt), source.device)
+    writer = _opened(directory, manifest, prompt, source.device)
     for start in range(0, len(images), _BATCH):
         read = [_read(source, image) for image in images[start : start + _BATCH]]
         readable = [image for image in read if not isinstance(image, InputError)]
@@ -69,28 +69,43 @@ def _read(source: Encoder, image: Path) -> torch.Tensor | InputError:
 
 
 def _opened(
-    directory: Path, manifest: dict[str, Any], prompt_length: int, device: torch.device
+    directory: Path, manifest: dict[str, Any], prompt: str, device: torch.device
 ) -> ReportModel:
-    """The report model on a device, where its language model is known to fit."""
+    """The report model on a device, where its language model is known to fit, with this prompt."""
     settings = manifest["about"]["config"]
     bfloat16 = computes_in_bfloat16(settings["precision"], device)
     adapted = (directory / "adapter_config.json").exists()
     language, evaluation = settings["language"], directory.resolve().parent.parent.parent
     # Converted language models lie where the evaluation put them, or beside a model moved from it.
     place = evaluation if (evaluation / _CONVERTED).is_dir() else directory.parent
+    visual, longest = manifest["places"], settings["max_new_tokens"]
 
-    def open_base(path: Path, template: str) -> LanguageModel:
-        longest = manifest["places"] + prompt_length + settings["max_new_tokens"]
-        use = LanguageUse(
+    def use(path: Path, prompt_tokens: int) -> LanguageUse:
+        return LanguageUse(
             device,
-            tokens=_BATCH * settings["beams"] * longest,
+            tokens=_BATCH * settings["beams"] * (visual + prompt_tokens + longest),
             # As trained: weights that were not are in half precision.
             dtype=torch.bfloat16 if bfloat16 and path != directory else torch.float32,
             bfloat16=bfloat16,
             lora_rank=language["lora_rank"] if adapted else 0,
             lora_targets=tuple(language["lora_targets"]),
         )
-        return open_language_model(path, template=template, cache=place / _CONVERTED, use=use)
+
+    def open_base(path: Path, template: str) -> LanguageModel:
+        opened = open_language_model(
+            path, template=template, cache=place / _CONVERTED, use=use(path, 0)
+        )
+        # Only now is there a tokenizer to count by.
+        count, room = len(opened.text_ids(prompt)), opened.prompt_room(visual, longest)
+        if room is not None and count > room:
+            raise InputError(
+                f"the prompt has {count} tokens, at most {room} fit beside {visual} of the image "
+                f"and {longest} of the report. Shorten --prompt."
+            )
+        # Weights are on the CPU so far.
+        on_cpu = device.type == "cpu"
+        require_memory(opened.network, path, use(path, count), weights_read=on_cpu)
+        return opened
 
     return open_report_model(directory, open_base).to(device)
 

@@ -55,6 +55,7 @@ class EncodedExamples:
         prompts: Token ids from the visual tokens to the report, n lists.
         targets: Token ids of the report with the end token, n lists, none empty.
         cut: How many targets were too long and end early.
+        cut_prompts: How many prompts were too long and end early.
     """
 
     tokens: np.ndarray
@@ -62,6 +63,7 @@ class EncodedExamples:
     prompts: list[list[int]]
     targets: list[list[int]]
     cut: int
+    cut_prompts: int = 0
 
     def lengths(self) -> np.ndarray:
         """Tokens of prompt and target, int [n]."""
@@ -312,14 +314,17 @@ def encode_examples(
         examples: Every target has text.
         max_target_tokens: Of a target, its end token included, >= 2.
         fit_target: Cuts a target that is longer; what it returns is cut once more, by tokens, if
-            it still does not fit.
+            it still does not fit. Cuts a prompt for which the positions do not suffice, too.
 
     Raises:
         InputError: An empty target; or an example that is longer than the language model's
             positions.
     """
     language = model.language
-    prompts = [language.after_image(prompt) for prompt in examples.prompts]
+    texts, cut_prompts = fit_prompts(
+        model, examples.prompts, model.visual_count(examples.tokens), max_target_tokens, fit_target
+    )
+    prompts = [language.after_image(prompt) for prompt in texts]
     targets, cut = [], 0
 
     def fits(text: str) -> bool:
@@ -335,9 +340,34 @@ def encode_examples(
             ids = language.text_ids(fit_target(text, fits)[0])[: max_target_tokens - 1]
             cut += 1
         targets.append([*ids, language.end_id])
-    encoded = EncodedExamples(examples.tokens, examples.rows, prompts, targets, cut)
+    encoded = EncodedExamples(examples.tokens, examples.rows, prompts, targets, cut, cut_prompts)
     _require_positions(model, encoded)
     return encoded
+
+
+def fit_prompts(
+    model: ReportModel, prompts: Sequence[str], visual: int, report: int, fit: FitTarget
+) -> tuple[list[str], int]:
+    """Cut the prompts for which the language model's positions do not suffice.
+
+    Args:
+        model: Whose tokenizer and positions count.
+        prompts: Texts, of any length.
+        visual: Visual tokens of an image.
+        report: Tokens of a report, at most.
+        fit: Cuts a prompt.
+
+    Returns:
+        The prompts, and how many were cut.
+    """
+    language = model.language
+    room = language.prompt_room(visual, report)
+
+    def fits(text: str) -> bool:
+        return room is None or len(language.text_ids(text)) <= room
+
+    found = [(text, False) if fits(text) else fit(text, fits) for text in prompts]
+    return [text for text, _ in found], sum(cut for _, cut in found)
 
 
 def _require_positions(model: ReportModel, examples: EncodedExamples) -> None:

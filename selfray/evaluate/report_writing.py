@@ -23,7 +23,7 @@ from selfray.data.dataset import RadiographDataset, write_atomically
 from selfray.data.report_text import cut_at_sentence
 from selfray.errors import InputError
 from selfray.evals.report_generation import generate_reports
-from selfray.evals.report_model import ReportExamples, ReportModel, encode_examples
+from selfray.evals.report_model import ReportExamples, ReportModel, encode_examples, fit_prompts
 from selfray.evals.report_model_directory import save_report_model
 from selfray.evals.report_training import TrainingStage, train_report_model
 from selfray.evaluate.kept_parts import claim_directory, read_part, write_part
@@ -90,6 +90,7 @@ class ReportTask:
 
 
 _WRITING_BATCH = 64  # reports at a time
+_TOO_LONG = "leave the report no room among the language model's positions"
 _SHUFFLE = 0x5265  # keeps the stream of other patients' images apart from others of the seed
 
 _COLUMNS = pa.schema(
@@ -283,12 +284,13 @@ class _Judging:
             LANGUAGE_MODEL: test.rows,
             OTHER_IMAGE: test.rows[other_patients(self._patients(test), config.seed)],
         }
+        prompts = self._fitting_prompts(model, config)
         tables = []
         for writer, rows in shown.items():
             table = kept[writer]
             if table is None:
                 texts = _write(
-                    model, tokens.array, tokens.places(rows), test.prompts, config,
+                    model, tokens.array, tokens.places(rows), prompts, config,
                     out / f".{writer}.jsonl", f"{tokens.name}: {writer}",
                 )  # fmt: skip
                 table = self._table(writer, config.seed, texts)
@@ -323,12 +325,10 @@ class _Judging:
             )
             for split in ("train", "validate")
         }
-        if encoded["train"].cut:
-            print(
-                f"reports {self.tokens.name}: {encoded['train'].cut} of {len(train.targets)} "
-                f"training reports are longer than {config.max_target_tokens} tokens and end early",
-                file=sys.stderr,
-            )
+        cut, n = encoded["train"], len(train.targets)
+        longer = f"training reports are longer than {config.max_target_tokens} tokens"
+        self._say_cut(cut.cut, n, longer)
+        self._say_cut(cut.cut_prompts, n, f"training prompts {_TOO_LONG}")
         done = train_report_model(
             model,
             encoded["train"],
@@ -354,6 +354,20 @@ class _Judging:
         if not (out / "model").exists():
             save_report_model(model, out / "model", about=about, whole=False)
         return model
+
+    def _fitting_prompts(self, model: ReportModel, config: ReportConfig) -> list[str]:
+        """Those of the test split, after which a report fits into the language model."""
+        visual = model.visual_count(self.tokens.array)
+        prompts, cut = fit_prompts(
+            model, self.studies["test"].prompts, visual, config.max_new_tokens, cut_at_sentence
+        )
+        self._say_cut(cut, len(prompts), f"test prompts {_TOO_LONG}")
+        return prompts
+
+    def _say_cut(self, cut: int, of: int, what: str) -> None:
+        if cut:
+            told = f"{cut} of {of} {what} and end early"
+            print(f"reports {self.tokens.name}: {told}", file=sys.stderr)
 
     def _nearest(self) -> np.ndarray:
         """For each test study the training study of the most alike mean patch token (cosine)."""

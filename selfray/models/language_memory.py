@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,18 +124,22 @@ def _widths(layers: Iterable[nn.Module]) -> int:
     return sum(sum(layer.get_parameter("weight").shape) for layer in layers)
 
 
-def require_memory(network: nn.Module, source: Path, use: LanguageUse) -> None:
+def require_memory(
+    network: nn.Module, source: Path, use: LanguageUse, weights_read: bool = False
+) -> None:
     """Refuse a language model that does not fit.
 
     Args:
-        network: The language model, on the meta device.
+        network: The language model, on the meta device until its weights are read.
         source: Where it is from, for the error.
         use: What is done with it.
+        weights_read: Whether weights have taken their memory already.
 
     Raises:
         InputError: Says what it needs, part by part, and what there is.
     """
     plan, free = plan_memory(network, use), free_memory(use.device)
+    plan = replace(plan, weights=0) if weights_read else plan
     if plan.total <= free:
         return
     kept = "keys, values and activations" if use.trained is None else "activations"

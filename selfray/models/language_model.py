@@ -78,11 +78,26 @@ class LanguageModel:
         before, after = self.template.split(IMAGE)[1].split(PROMPT)
         return self._ids(before) + self.text_ids(prompt) + self._ids(after)
 
+    def prompt_room(self, visual: int, report: int) -> int | None:
+        """Tokens that a prompt may have, so that a report ends within the positions.
+
+        Args:
+            visual: Visual tokens of the image.
+            report: Tokens of the report, at most.
+
+        Returns:
+            >= 0; None where positions have no end.
+        """
+        known = getattr(self.network.config, "max_position_embeddings", None)
+        around = len(self.before_image()) + len(self.after_image(""))
+        return None if known is None else max(0, known - around - visual - report)
+
     def text_ids(self, text: str) -> list[int]:
         """Tokens of plain text, none of them special."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
+        # Not verbose: who asks for the tokens of a long text is about to cut or to refuse it.
+        return self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )["input_ids"]
 
     def ended(self, ids: list[int]) -> list[int]:
         """Tokens up to and with the end token, without what fills up after it."""

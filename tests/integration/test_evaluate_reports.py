@@ -28,7 +28,7 @@ from selfray.evaluate.report_studies import report_studies
 from selfray.evaluate.reported import score_reports
 from selfray.field_options import add_report_fields, report_config
 from selfray.generate import generate
-from selfray.models import language_memory
+from selfray.models import language_memory, small_decoder
 from selfray.report_config import DecoderConfig, LanguageStage, ReportConfig
 from selfray.summary import write_summary
 
@@ -420,6 +420,23 @@ def test_studies_without_the_section_are_counted_and_a_split_of_none_refused(tmp
     data = write_dataset(tmp_path / "none", lambda there, row: "IMPRESSION: Normal study.")
     with pytest.raises(InputError, match="no image of the train split has a report with findings"):
         report_studies(data, "findings", ())
+
+
+def test_indications_that_leave_no_room_for_a_report_are_cut_and_counted(
+    tmp_path, monkeypatch, capsys
+):
+    """Otherwise one long indication would stop the training, or be read beyond the positions."""
+    monkeypatch.setattr(small_decoder, "_LONGEST", 100)
+    long = "INDICATION: " + "Dry cough. " * 100
+
+    def report(there: int, row: int) -> str:
+        return f"{long if row in (3, 5, 60) else 'INDICATION: cough'}\nFINDINGS: {WITHOUT}"
+
+    data = write_dataset(tmp_path / "data", report)
+    judged(data, tmp_path / "out", language=replace(CONFIG.language, steps=2))
+    said = capsys.readouterr().err
+    why = "leave the report no room among the language model's positions and end early"
+    assert f"2 of 40 training prompts {why}" in said and f"1 of 24 test prompts {why}" in said
 
 
 def test_the_page_shows_both_texts_with_words_that_differ_marked(evaluation):

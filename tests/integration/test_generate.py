@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 from report_model_data import TEXTS
 
+from selfray import generate
 from selfray.cli import main
 from selfray.evals.report_model import ReportModel
 from selfray.evals.report_model_directory import save_report_model
+from selfray.models import language_memory
 from selfray.models.encoder import Encoder
 from selfray.models.encoder_directory import save_encoder
 from selfray.models.published import load_encoder
@@ -26,10 +28,11 @@ NAME = "random:vit_pico/16@64"
 CONFIG = ReportConfig(max_new_tokens=12, precision="float32")
 
 
-def report_model_of(encoder: Encoder, name: str, evaluation: Path) -> Path:
+def report_model_of(encoder: Encoder, name: str, evaluation: Path, positions: int = 4096) -> Path:
     """An untrained report model, where `selfray evaluate` puts one."""
     tokens = np.random.default_rng(0).normal(size=(4, *encoder.grid, encoder.width))
     language = small_decoder(TEXTS, width=32, depth=1, heads=2, vocabulary=300, seed=0)
+    language.network.config.max_position_embeddings = positions
     model = ReportModel(language, encoder.width, visual_side=0, projector_layers=1, seed=0)
     with torch.no_grad():  # so that what is written depends on what is seen, not on the last word
         for weight in model.network.model.layers.parameters():
@@ -145,3 +148,38 @@ def test_an_encoder_of_other_weights_is_refused(
         assert main(["generate", str(evaluation), images[0], "--encoder", name]) == 2
         assert f"{name} has other weights than the encoder that" in capsys.readouterr().err
     assert place.exists()
+
+
+def test_a_prompt_is_refused_where_a_report_would_end_beyond_the_positions(
+    images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Read here: 16 patches, the prompt, and the line end of the template, then 12 of a report."""
+    report_model_of(load_encoder(NAME), NAME, tmp_path / "evaluation", positions=100)
+    words = ["generate", str(tmp_path / "evaluation"), images[0], "--prompt"]
+    assert main([*words, "~" * 71]) == 0  # bytes that no report has are tokens of their own
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(generate, "generate_reports", lambda *a, **k: pytest.fail("written"))
+    for length in (72, 10**6):
+        assert main([*words, "~" * length]) == 2
+        assert capsys.readouterr().err == (
+            f"selfray generate: the prompt has {length} tokens, at most 71 fit beside 16 of the "
+            "image and 12 of the report. Shorten --prompt.\n"
+        )
+
+
+def test_memory_is_planned_with_the_prompt_in_tokens(
+    evaluation: Path, images: list[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The decoder of one block, width 32, has 300 tokens at most: 16 images at a time, float32."""
+    a_token = 16 * (2 * 32 * 34 + 2 * 2 * 2 * 32 + 8 * 300)
+    free = [10**9, 2000 * a_token]
+    monkeypatch.setattr(language_memory, "free_memory", lambda device: free.pop(0))
+    text = TEXTS[0] * 52  # 2,548 characters, of which merged pairs make half as many tokens
+    assert main(["generate", str(evaluation), images[0], "--prompt", text]) == 0
+    capsys.readouterr()
+    free[:] = [10**9, 2000 * a_token]
+    assert main(["generate", str(evaluation), images[0], "--prompt", "~" * 2500]) == 2
+    said = capsys.readouterr().err
+    assert "needs about" in said and "for weights" not in said

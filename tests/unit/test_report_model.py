@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import transformers
 from report_model_data import TEXTS, decoder, model_directory, opened, pairs, report_model, uncut
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from selfray.data.report_text import cut_at_sentence
 from selfray.errors import InputError, RunStopped
 from selfray.evals.report_generation import _Drawn, generate_reports
 from selfray.evals.report_model import (
@@ -22,6 +24,7 @@ from selfray.evals.report_model import (
     ReportExamples,
     ReportModel,
     encode_examples,
+    fit_prompts,
 )
 from selfray.evals.report_model_directory import open_report_model, save_report_model
 from selfray.evals.report_training import TrainingStage, length_buckets, train_report_model
@@ -461,6 +464,35 @@ def test_a_target_that_is_not_cut_enough_is_cut_by_tokens() -> None:
     tokens = encode_examples(model, examples, 6, uncut)
     assert max(map(len, tokens.targets)) == 6
     assert all(target[-1] == model.language.end_id for target in tokens.targets)
+
+
+def test_a_prompt_that_leaves_a_report_no_room_is_cut_and_counted(tmp_path: Path) -> None:
+    examples = pairs()
+    long = "Cough for days. " * 60
+    examples = replace(examples, prompts=[long, *examples.prompts[1:]])
+    model = report_model(opened(model_directory(tmp_path / "gpt2", "gpt2")), examples)
+    tokens = encode_examples(model, examples, 30, cut_at_sentence)
+    assert (tokens.cut_prompts, tokens.prompts[1]) == (1, model.language.after_image("Cough."))
+    before = len(model.language.before_image())
+    read = before + 9 + len(tokens.prompts[0]) + 30  # GPT-2 has 256 positions here
+    sentence = len(model.language.text_ids(" Cough for days."))
+    assert 256 - sentence < read <= 256
+    kept = model.language.text(tokens.prompts[0])
+    assert kept.endswith("Cough for days.")
+    prompts, cut = fit_prompts(model, examples.prompts, 9, 246, cut_at_sentence)
+    assert cut == 8 - list(examples.prompts).count("") and all(len(p) < 5 for p in prompts)
+
+
+def test_tokens_of_a_long_text_are_counted_without_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever counts them is about to cut or to refuse the text."""
+    language = opened(model_directory(tmp_path / "gpt2", "gpt2", model_max_length=16))
+    said: list[str] = []
+    logger = transformers.tokenization_utils_base.logger
+    monkeypatch.setattr(logger, "warning", lambda text, *_: said.append(text))
+    assert len(language.text_ids("~" * 300)) == 300
+    assert not said
 
 
 def test_an_empty_target_is_refused_by_its_position() -> None:
