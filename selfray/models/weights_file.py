@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from selfray.errors import InputError
 
-PICKLED = (".bin", ".pth", ".pt")
+PICKLED = (".bin", ".pth", ".pt", ".th")
 """Ends of the names of files that PyTorch wrote; they are read without unpickling objects."""
 
 _POINTER = (
@@ -56,7 +56,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     `teacher` or `model_state_dict`.
 
     Args:
-        file: Safetensors, or .bin, .pth or .pt.
+        file: Safetensors, or .bin, .pth, .pt or .th.
 
     Raises:
         InputError: The file is missing, damaged, holds other objects, or values that are not
