@@ -46,7 +46,14 @@ def generate(
     """
     directory, source = _found(model, encoder)
     manifest = read_report_manifest(directory)
-    settings = manifest["about"]["config"]
+    about, settings = manifest["about"], manifest["about"]["config"]
+    if list(source.grid) != about["grid"]:
+        raise InputError(
+            f"{directory} was trained on {about['grid'][0]} × {about['grid'][1]} tokens an image, "
+            f"as of features without patches; {source.name} gives {source.grid[0]} × "
+            f"{source.grid[1]}. Train a report model on the encoder itself: selfray evaluate "
+            f"{source.name} --tasks reports."
+        )
     writer = _opened(directory, manifest, prompt, source.device)
     for start in range(0, len(images), _BATCH):
         read = [_read(source, image) for image in images[start : start + _BATCH]]

@@ -347,6 +347,7 @@ class _Judging:
         about = {
             "encoder": self.tokens.name,
             "weights_sha256": self.tokens.weights_sha256,
+            "grid": list(self.tokens.array.shape[1:3]),
             "synthetic": self.data.synthetic,
             "config": asdict(config),
             "step": done.step,

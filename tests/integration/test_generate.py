@@ -28,9 +28,16 @@ NAME = "random:vit_pico/16@64"
 CONFIG = ReportConfig(max_new_tokens=12, precision="float32")
 
 
-def report_model_of(encoder: Encoder, name: str, evaluation: Path, positions: int = 4096) -> Path:
+def report_model_of(
+    encoder: Encoder,
+    name: str,
+    evaluation: Path,
+    positions: int = 4096,
+    grid: tuple[int, int] | None = None,
+) -> Path:
     """An untrained report model, where `selfray evaluate` puts one."""
-    tokens = np.random.default_rng(0).normal(size=(4, *encoder.grid, encoder.width))
+    grid = grid or encoder.grid
+    tokens = np.random.default_rng(0).normal(size=(4, *grid, encoder.width))
     language = small_decoder(TEXTS, width=32, depth=1, heads=2, vocabulary=300, seed=0)
     language.network.config.max_position_embeddings = positions
     model = ReportModel(language, encoder.width, visual_side=0, projector_layers=1, seed=0)
@@ -39,7 +46,12 @@ def report_model_of(encoder: Encoder, name: str, evaluation: Path, positions: in
             weight.mul_(20 if weight.ndim == 2 else 1)
     model.scale_by(tokens.astype(np.float16), np.arange(4))
     directory = evaluation / "reports" / name.replace(":", "-").replace("/", "-") / "seed-0/model"
-    about = {"encoder": name, "weights_sha256": encoder.weights_sha256, "config": asdict(CONFIG)}
+    about = {
+        "encoder": name,
+        "weights_sha256": encoder.weights_sha256,
+        "grid": list(grid),
+        "config": asdict(CONFIG),
+    }
     save_report_model(model, directory, about=about, whole=False)
     return directory
 
@@ -183,3 +195,12 @@ def test_memory_is_planned_with_the_prompt_in_tokens(
     assert main(["generate", str(evaluation), images[0], "--prompt", "~" * 2500]) == 2
     said = capsys.readouterr().err
     assert "needs about" in said and "for weights" not in said
+
+
+def test_a_model_of_features_without_patches_is_not_shown_patches(
+    tmp_path: Path, images: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = report_model_of(load_encoder(NAME), NAME, tmp_path, grid=(1, 1))
+    assert main(["generate", str(directory), images[0]]) == 2
+    said = capsys.readouterr()
+    assert not said.out and "was trained on 1 × 1 tokens an image" in said.err
