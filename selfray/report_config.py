@@ -190,8 +190,9 @@ def vicuna_7b() -> ReportConfig:
 
     Frozen encoder, projector from scratch, language model in full: model card of MAIRA-2. One stage
     for both: MAIRA at RRG24 (BioNLP 2024), abstract. Learning rate, warm-up and the template
-    (`conv_vicuna_v1`): LLaVA v1.5. Four layers, batch 128, 150 tokens at most and three passes,
-    here over 150,000 studies, are MAIRA-1's as far as known, not verified. Name the model with
+    (`conv_vicuna_v1`): LLaVA v1.5. Four layers: MAIRA-1 as bio.rodeo/models/maira-1 describes it.
+    Batch 128, 150 tokens at most and three passes, here over 150,000 studies, are MAIRA-1's as far
+    as known, not verified. Name the model with
     `language_model`. Never run to the end.
     """
     return ReportConfig(
